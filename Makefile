@@ -1,0 +1,76 @@
+# make demo | test | check | bench    on any machine with Python >= 3.10 and a C++ compiler; everything goes to .venv
+# make gpu OUT=folder                 on a machine with an NVIDIA GPU, with its own Python and torch, without network
+# make clean                          removes what was built, and .venv
+#
+# Variables: PYTHON (python3), RADCONV_CUDA (auto, on, off), RADCONV_CUDA_ARCHS, CXX, OUT.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+
+BUILD_INPUTS := $(shell find csrc) CMakeLists.txt setup.py pyproject.toml
+CXX_FILES     = $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: demo test check bench gpu clean FORCE
+.DELETE_ON_ERROR:
+.NOTPARALLEL:  # two pips in one environment disturb each other
+
+demo: $(STAMPS)/demo $(STAMPS)/install
+	$(BIN)/python -m radconv_ext demo
+
+test: $(STAMPS)/test $(STAMPS)/released $(STAMPS)/install
+	$(BIN)/pytest -q --durations=15
+
+check: $(STAMPS)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/mypy radconv_ext
+
+bench: BENCH_JSON = $(or $(OUT),benchmarks/results/bench.json)
+bench: $(STAMPS)/test $(STAMPS)/released $(STAMPS)/install
+	mkdir -p $(dir $(BENCH_JSON))
+	$(BIN)/pytest benchmarks --benchmark-json=$(BENCH_JSON)
+
+gpu:
+	@PYTHON="$(PYTHON)" benchmarks/gpu.sh "$(OUT)"
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info radconv_ext/_build.json radconv_ext/*.so
+	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find radconv_ext triton_kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- the environment: a stamp per step, so that reruns are quick ----------------------------------------------------
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "radconv_ext needs Python 3.10 or newer, $(PYTHON) is `$(PYTHON) --version 2>&1`" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	touch $@
+
+# demo.txt, test.txt and lint.txt contain run.txt, which is installed first and alone: torch is by far the largest.
+$(STAMPS)/run: requirements/run.txt $(STAMPS)/venv
+	$(BIN)/python -m pip install -r $<
+	touch $@
+
+$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/lint: $(STAMPS)/%: requirements/%.txt $(STAMPS)/run
+	$(BIN)/python -m pip install -r $<
+	touch $@
+
+$(STAMPS)/test: requirements/demo.txt
+
+$(STAMPS)/released: requirements/released.txt $(STAMPS)/venv
+	$(BIN)/python -m pip install --no-deps -r $<
+	touch $@
+
+# Rewritten only when a variable that the build reads has changed.
+$(STAMPS)/settings: FORCE $(STAMPS)/venv
+	@echo '$(RADCONV_CUDA) $(RADCONV_CUDA_ARCHS) $(CXX)' | cmp -s - $@ || \
+	  echo '$(RADCONV_CUDA) $(RADCONV_CUDA_ARCHS) $(CXX)' > $@
+
+# Editable, so that edits of Python files need no step; any change under csrc builds again.
+$(STAMPS)/install: $(BUILD_INPUTS) $(STAMPS)/settings $(STAMPS)/run
+	$(BIN)/python -m pip install --no-deps -e .
+	touch $@

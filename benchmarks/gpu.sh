@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Build, tests and benchmarks on a machine with an NVIDIA GPU, with that machine's own Python and torch and no network.
+#
+#   benchmarks/gpu.sh FOLDER         (or: make gpu OUT=FOLDER)
+#
+# FOLDER receives a log per step, benchmarks.json and summary.txt. Every step runs, also after a failed one; the exit
+# status is 1 if any failed, 2 if the machine lacks something that all steps need.
+# Variables: PYTHON (python3), STEPS ("environment build tests benchmarks"), RADCONV_CUDA (on: the CUDA kernels must
+# build), RADCONV_CUDA_ARCHS.
+set -uo pipefail
+
+python=${PYTHON:-python3}
+steps=${STEPS:-environment build tests benchmarks}
+export RADCONV_CUDA=${RADCONV_CUDA:-on}
+export PYTHONUNBUFFERED=1
+
+give_up() {
+  echo "make gpu: $1" >&2
+  exit 2
+}
+
+[ -n "${1:-}" ] || give_up "OUT is missing: name a folder for logs and results, make gpu OUT=folder."
+mkdir -p "$1" || give_up "the folder $1 can't be made."
+out=$(cd "$1" && pwd)
+cd "$(dirname "$0")/.." || exit 2
+
+command -v "$python" >/dev/null || give_up "$python was not found."
+lacking=$("$python" - <<'END'
+import importlib.util
+import shutil
+import sysconfig
+
+modules = ("torch", "setuptools", "pybind11", "pytest", "pytest_benchmark")
+lacking = [name for name in modules if importlib.util.find_spec(name) is None]
+path = sysconfig.get_path("scripts")
+tools = ("cmake", "ninja")
+lacking += [t for t in tools if not (importlib.util.find_spec(t) or shutil.which(t, path=path) or shutil.which(t))]
+print(", ".join(lacking))
+END
+) || give_up "$python can't run."
+[ -z "$lacking" ] || give_up "$python lacks $lacking, and this target installs nothing from the network."
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+  give_up "torch of $python sees no CUDA device."
+
+environment() {
+  nvidia-smi
+  nvcc --version
+  git log -1 --format='commit %H' 2>/dev/null
+  "$python" - <<'END'
+import platform
+
+import torch
+
+card = torch.cuda.get_device_properties(0)
+print("python", platform.python_version())
+print("torch", torch.__version__, "cuda", torch.version.cuda, "cudnn", torch.backends.cudnn.version())
+print("card", card.name, f"sm_{card.major}{card.minor}", card.multi_processor_count, "multiprocessors")
+END
+}
+
+# Editable: pytest run from this folder would otherwise import the source tree, which has no compiled module.
+build() {
+  "$python" -m pip install --no-index --no-build-isolation --no-deps -v -e . || return
+  "$python" - <<'END'
+import json
+import sys
+
+from radconv_ext.build_info import build_info
+
+info = build_info()
+print(json.dumps(info, indent=2))
+sys.exit(info["native"]["reason"] or info["cuda"]["reason"])
+END
+}
+
+tests() {
+  "$python" -m pytest -q --durations=25 tests
+}
+
+benchmarks() {
+  "$python" -m pytest -q benchmarks --benchmark-json="$out/benchmarks.json"
+}
+
+failed=0
+: >"$out/summary.txt"
+for step in $steps; do
+  declare -F "$step" >/dev/null || give_up "STEPS names $step, expected environment, build, tests, benchmarks."
+  echo "== $step"
+  start=$SECONDS
+  "$step" 2>&1 | tee "$out/$step.log"
+  status=${PIPESTATUS[0]}
+  [ "$status" -eq 0 ] || failed=1
+  echo "$step: status $status, $((SECONDS - start)) s" | tee -a "$out/summary.txt"
+done
+exit "$failed"

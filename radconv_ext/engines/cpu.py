@@ -1,0 +1,173 @@
+"""The native CPU engine: `radconv_ext._C` on raw pointers.
+
+Data with NaN or Inf in them are answered by the dense form: the factored sum `(x * Q) * (w L)` would turn an Inf into
+a NaN, and taps outside the support would not see it, so the result would not be that of a convolution.  The kernels
+notice while they read, and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..build_info import native, native_reason
+from ..problem import Core, RadialConvProblem
+from ..profiles import SIGMA_MIN, ring_centres, sigma_max
+
+__all__ = ["CpuEngine"]
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_NATIVE_FAMILY = {
+    "gaussian": "gaussian",
+    "banded": "banded",
+    "binary": "identity",
+    "shell": "identity",
+    "custom": "custom",
+}
+
+
+class CpuEngine:
+    """Ring stage and mixing in one native pass, tile by tile."""
+
+    name = "cpu"
+
+    def why_missing(self) -> str | None:
+        return native_reason()
+
+    def why_not(self, problem: RadialConvProblem) -> str | None:
+        if problem.device.type != "cpu":
+            return f"needs tensors on the CPU, these are on {problem.device}"
+        if problem.dtype not in _DTYPES:
+            return f"serves float32 and bfloat16, this is {str(problem.dtype).removeprefix('torch.')}"
+        if problem.channelwise:
+            return "channel-wise sigma can't be written as shared rings, only as a dense kernel"
+        if problem.options.family not in _NATIVE_FAMILY:
+            return f"has no native profile of family {problem.options.family!r}"
+        return self.why_missing()
+
+    def forward(
+        self, problem: RadialConvProblem, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        y = torch.empty(problem.output_shape, dtype=problem.dtype, memory_format=problem.memory_format)
+        if y.numel() == 0 or _conv(_plan(problem, "forward"), x, _floats(w), _floats(p), _floats(bias), y):
+            return y
+        return reference.forward(problem, x, w, p, bias)
+
+    def backward(
+        self, problem: RadialConvProblem, grad: Tensor, x: Tensor, w: Tensor, p: Tensor | None, wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
+        want_x, want_w, want_p, want_bias = wanted
+        w_floats, p_floats = _floats(w), _floats(p)
+        assert w_floats is not None
+        finite = True
+        grad_x = grad_w = grad_p = None
+        if want_x:
+            grad_x = _input_gradient(problem, grad, w_floats, p_floats)
+            finite = grad_x is not None
+        if finite and (want_w or want_p):
+            grad_w = torch.empty_like(w_floats) if want_w else None
+            grad_p = torch.empty_like(p_floats) if want_p and p_floats is not None else None
+            finite = _plan(problem, "forward").weight_gradient(
+                x.data_ptr(), x.stride(), grad.data_ptr(), grad.stride(), w_floats.data_ptr(), _address(p_floats),
+                _address(grad_w), _address(grad_p), torch.get_num_threads(),
+            )  # fmt: skip
+        if not finite:
+            return reference.backward(problem, grad, x, w, p, wanted)
+        return [
+            grad_x,
+            None if grad_w is None else grad_w.to(w.dtype),
+            None if grad_p is None or p is None else grad_p.to(p.dtype),
+            grad.sum((0, *range(2, grad.dim())), dtype=w.dtype) if want_bias else None,
+        ]
+
+
+def _floats(t: Tensor | None) -> Tensor | None:
+    """Contiguous float32: what the native core reads weights, parameters and bias as."""
+    return t if t is None or (t.dtype is torch.float32 and t.is_contiguous()) else t.to(torch.float32).contiguous()
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _conv(plan: Any, x: Tensor, w: Tensor | None, p: Tensor | None, bias: Tensor | None, y: Tensor) -> bool:
+    """True unless something was NaN or Inf."""
+    return plan.conv(
+        x.data_ptr(), x.stride(), _address(w), _address(p), _address(bias), y.data_ptr(), torch.get_num_threads()
+    )
+
+
+def _wraps_same(core: Core) -> bool:
+    return core.wrap and core.in_size == core.out_size and all(s == 1 for s in core.stride)
+
+
+def _input_gradient(problem: RadialConvProblem, grad: Tensor, w: Tensor, p: Tensor | None) -> Tensor | None:
+    """Gradient by x: the adjoint convolution; None when something was NaN or Inf."""
+    o = problem.options
+    folds = problem.core.wrap and not _wraps_same(problem.core)
+    shape = problem.input_shape
+    if folds:
+        shape = (*shape[:2], *(n + a + b for n, a, b in zip(problem.in_size, o.low, o.high, strict=True)))
+    grad_x = torch.empty(shape, dtype=problem.dtype, memory_format=problem.memory_format)
+    if grad_x.numel() and not _conv(_plan(problem, "adjoint"), grad, w, p, None, grad_x):
+        return None
+    if folds:
+        grad_x = reference.fold_wrapped(grad_x, o.low, o.high).contiguous(memory_format=problem.memory_format)
+    return grad_x
+
+
+def _adjoint_core(problem: RadialConvProblem) -> Core:
+    o, core = problem.options, problem.core
+    if core.wrap and not _wraps_same(core):
+        # gradient of the explicitly padded input; its margins are folded back afterwards
+        padded = tuple(n + a + b for n, a, b in zip(core.in_size, o.low, o.high, strict=True))
+        core = Core(padded, core.out_size, core.stride, core.upsample, core.dilation, (0,) * o.ndim, False)
+    return core.adjoint(o.kernel_size)
+
+
+def _plan(problem: RadialConvProblem, direction: str) -> Any:
+    """The native plan of a problem, made once."""
+    plan = problem.engine_state.get(direction)
+    if plan is None:
+        plan = problem.engine_state[direction] = _make_plan(problem, direction == "adjoint")
+    return plan
+
+
+def _make_plan(problem: RadialConvProblem, adjoint: bool) -> Any:
+    c, o = native(), problem.options
+    assert c is not None
+    geometry = o.geometry
+    model = c.RingModel(
+        family=getattr(c.Family, _NATIVE_FAMILY[o.family]),
+        rings=o.rings,
+        buckets=geometry.buckets,
+        bucket=geometry.bucket,
+        centre=ring_centres(o.kernel_size, o.rings),
+        radius=geometry.radii,
+        sigma_min=SIGMA_MIN,
+        sigma_max=sigma_max(o.rings),
+    )
+    core = _adjoint_core(problem) if adjoint else problem.core
+    channels = (problem.in_channels // o.groups, problem.out_channels // o.groups)
+    return c.CpuPlan(
+        model=model,
+        kernel_size=o.kernel_size,
+        in_size=core.in_size,
+        out_size=core.out_size,
+        stride=core.stride,
+        upsample=core.upsample,
+        dilation=core.dilation,
+        low=core.low,
+        wrap=core.wrap,
+        batch=problem.batch,
+        groups=o.groups,
+        in_per_group=channels[adjoint],
+        out_per_group=channels[not adjoint],
+        dtype=c.DType.float32 if problem.dtype is torch.float32 else c.DType.bfloat16,
+        transpose=o.transposed != adjoint,
+        channels_last=problem.channels_last,
+    )

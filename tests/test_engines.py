@@ -1,0 +1,242 @@
+"""Every engine against the definition in float64, over the case table: output and every gradient."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from cases import CASES, Case
+from torch import Tensor
+
+import radconv_ext
+from radconv_ext.build_info import native
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# largest error over the largest value of the float64 reference, any output or gradient, any case
+TOLERANCE = {
+    "float32": 2e-6,  # worst seen 7.0e-7, input gradient of outputs-260
+    "bfloat16": 1e-2,  # worst seen 6.3e-3, input gradient of replicate (torch folds the margins in bfloat16); else 4.5e-3
+}
+
+
+def outputs_of(case: Case, tensors: dict[str, Tensor], engine: str) -> dict[str, Tensor]:
+    """Output and gradients by every tensor, for the same gradient of the output."""
+    leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+    y = case(leaves, engine)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(y.shape, generator=generator).bfloat16().to(y.dtype)
+    gradients = torch.autograd.grad(y, list(leaves.values()), grad)
+    return {"y": y.detach(), **{f"grad_{name}": g for name, g in zip(leaves, gradients, strict=True)}}
+
+
+def largest_errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    errors = {}
+    for name, e in expected.items():
+        assert found[name].shape == e.shape, name
+        scale = e.abs().max().item()
+        errors[name] = (found[name].double() - e).abs().max().item() / (scale or 1.0)
+    return errors
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_cpu_engine_agrees_with_the_definition(case: Case, dtype: str) -> None:
+    found = outputs_of(case, case.tensors(DTYPES[dtype]), "cpu")
+    expected = outputs_of(case, case.tensors(torch.float64), "reference")
+    assert all(t.dtype is DTYPES[dtype] for t in found.values())
+    errors = largest_errors(found, expected)
+    assert max(errors.values()) < TOLERANCE[dtype], errors
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_reference_engine_serves_every_dtype(case: Case) -> None:
+    expected = outputs_of(case, case.tensors(torch.float64), "reference")
+    # worst seen 9.1e-7, 1.1e-2, 3.5e-3: dense kernel and torch's convolution round to the dtype
+    for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 2e-2), (torch.float16, 7e-3)):
+        errors = largest_errors(outputs_of(case, case.tensors(dtype), "reference"), expected)
+        assert max(errors.values()) < tolerance, (dtype, errors)
+
+
+@pytest.mark.parametrize("wanted", ["x", "w", "p", "bias"])
+def test_gradients_asked_for_one_at_a_time_are_the_same(wanted: str) -> None:
+    case = Case("one-gradient", (9, 10))
+    together = outputs_of(case, case.tensors(torch.float32), "cpu")
+    tensors = case.tensors(torch.float32)
+    tensors[wanted].requires_grad_()
+    y = case(tensors, "cpu")
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    (alone,) = torch.autograd.grad(y, [tensors[wanted]], grad)
+    # fewer gradients may use a smaller basis, so w's may round differently
+    torch.testing.assert_close(alone, together[f"grad_{wanted}"], rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_that_is_not_contiguous() -> None:
+    case = Case("strided-gradient", (9, 10), channels=(5, 7))
+    results = []
+    for dtype, engine in ((torch.float32, "cpu"), (torch.float64, "reference")):
+        leaves = {name: t.requires_grad_() for name, t in case.tensors(dtype).items()}
+        y = case(leaves, engine)
+        grad = torch.randn(7, 2, 6, 5, generator=torch.Generator().manual_seed(3)).to(dtype).permute(1, 0, 3, 2)
+        assert not grad.is_contiguous()
+        results.append(torch.autograd.grad(y, list(leaves.values()), grad))
+        results[-1] += torch.autograd.grad(case(leaves, engine).sum(), list(leaves.values()))  # expanded, stride 0
+    for found, expected in zip(*results, strict=True):
+        assert (found.double() - expected).abs().max() < 2e-6 * expected.abs().max()
+
+
+def test_every_output_element_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs start as NaN."""
+    real = torch.empty
+
+    def poisoned(*args: object, **kwargs: object) -> Tensor:
+        made = real(*args, **kwargs)
+        return made.fill_(torch.nan) if made.dtype.is_floating_point else made
+
+    for case in CASES[::3]:
+        tensors = case.tensors(torch.float32)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", poisoned)
+            patch.setattr(torch, "empty_like", lambda t: torch.full_like(t, torch.nan))
+            found = outputs_of(case, tensors, "cpu")
+        for name, t in found.items():
+            assert t.isfinite().all(), (case.id, name)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_memory_format_is_that_of_a_convolution(layout: str, ndim: int) -> None:
+    case = Case("layout", (6, 7, 8)[:ndim], layout=layout, k=3)
+    tensors = case.tensors(torch.float32)
+    x = tensors["x"].requires_grad_()
+    y = case(tensors, "cpu")
+    dense = getattr(radconv_ext, f"gmr_kernel{ndim}d")(tensors["w"], tensors["p"])
+    expected = getattr(torch.nn.functional, f"conv{ndim}d")(x, dense)
+    assert y.stride() == expected.stride()
+    (grad_x,) = torch.autograd.grad(y.sum(), [x])
+    assert grad_x.stride() == x.stride()
+
+
+def test_runs_are_bitwise_equal_whatever_the_threads() -> None:
+    case = Case("deterministic", (40, 41), channels=(20, 24), k=7)
+    tensors = case.tensors(torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        first = outputs_of(case, tensors, "cpu")
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            again = outputs_of(case, tensors, "cpu")
+            for name in ("y", "grad_x", "grad_w", "grad_p"):
+                assert torch.equal(first[name], again[name]), (name, count)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_threads_at_once() -> None:
+    cases = [Case(f"thread-{i}", (20 + i, 30), channels=(8, 8 + i)) for i in range(8)]
+    expected = [outputs_of(case, case.tensors(torch.float32), "cpu") for case in cases]
+    failures: list[str] = []
+
+    def work(index: int) -> None:
+        for _ in range(5):
+            found = outputs_of(cases[index], cases[index].tensors(torch.float32), "cpu")
+            failures.extend(n for n, t in found.items() if not torch.equal(t, expected[index][n]))
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(cases))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert failures == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_child_has_a_pool_of_its_own() -> None:
+    script = """
+import os, sys, torch, radconv_ext
+torch.set_num_threads(2)
+x, w, s = torch.randn(2, 16, 40, 40), torch.randn(16, 16, 4), radconv_ext.default_sigma(7)
+before = radconv_ext.gmr_conv2d(x, w, s, engine="cpu")
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(2)
+    os._exit(0 if torch.equal(radconv_ext.gmr_conv2d(x, w, s, engine="cpu"), before) else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+ISA_SCRIPT = """
+import sys, torch
+from test_engines import CASES, TOLERANCE, largest_errors, outputs_of
+from radconv_ext.build_info import native
+assert native().current_isa() == sys.argv[1], native().current_isa()
+worst = 0.0
+for case in CASES:
+    expected = outputs_of(case, case.tensors(torch.float64), "reference")
+    for name, tolerance in TOLERANCE.items():
+        errors = largest_errors(outputs_of(case, case.tensors(getattr(torch, name)), "cpu"), expected)
+        assert max(errors.values()) < tolerance, (case.id, name, errors)
+print(len(CASES), "cases")
+"""
+
+
+def other_isas() -> list[str]:
+    library = native()
+    return [] if library is None else [name for name in library.available_isas() if name != library.current_isa()]
+
+
+@pytest.mark.parametrize("isa", other_isas())
+def test_other_instruction_sets_of_this_machine(isa: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ISA_SCRIPT, isa],
+        env={**os.environ, "RADCONV_CPU_ISA": isa},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(len(CASES)), "cases"]
+
+
+def test_unknown_instruction_set_is_refused() -> None:
+    script = "import torch, radconv_ext as r; r.gmr_conv1d(torch.ones(1, 1, 9), torch.ones(1, 1, 2), torch.ones(2))"
+    env = {**os.environ, "RADCONV_CPU_ISA": "avx1024"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "RADCONV_CPU_ISA: expected" in done.stderr
+
+
+def test_extra_memory_is_bounded_by_an_image_not_the_batch() -> None:
+    """Peak resident memory of a forward and backward grows by the outputs alone when the batch grows."""
+    script = """
+import sys, torch, radconv_ext
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+batch = int(sys.argv[1])
+torch.set_num_threads(2)
+x, w, s = torch.randn(batch, 64, 64, 64), torch.randn(64, 64, 5), radconv_ext.default_sigma(9)
+g = torch.randn_like(x)
+leaves = [t.requires_grad_() for t in (x, w, s)]
+small = radconv_ext.gmr_conv2d(x[:1].detach(), w, s, padding=4, engine="cpu")
+torch.autograd.grad(small, [w, s], g[:1])
+before = peak()
+y = radconv_ext.gmr_conv2d(x, w, s, padding=4, engine="cpu")
+torch.autograd.grad(y, leaves, g)
+print(peak() - before)
+"""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("reads Linux's /proc")
+    runs = [
+        int(subprocess.run([sys.executable, "-c", script, str(b)], check=True, capture_output=True, text=True).stdout)
+        for b in (8, 24)
+    ]
+    image = 64 * 64 * 64 * 4
+    outputs = 2 * image  # output and input gradient, per image
+    assert runs[1] - runs[0] < 16 * outputs + 2 * image, [r / image for r in runs]
