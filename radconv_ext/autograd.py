@@ -48,20 +48,20 @@ class RadialConvBackward(torch.autograd.Function):
         ctx.save_for_backward(grad, x, w, p)
         ctx.spec = spec
         ctx.wanted = wanted
-        ctx.set_materialize_grads(False)
         with torch._C._AutoDispatchBelowAutograd():
             return tuple(_backward_op(grad, x, w, p, spec, wanted))
 
     @staticmethod
-    def backward(ctx: Any, *seconds: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *seconds: Tensor) -> tuple[Tensor | None, ...]:
         grad, x, w, p = ctx.saved_tensors
-        create_graph = torch.is_grad_enabled()
-        needed = [t for t, need in zip((grad, x, w, p), ctx.needs_input_grad, strict=False) if need]
-        with torch.enable_grad():
-            problem = build_problem(ctx.spec, x, w, p, None)
-            firsts = [f for f in reference.backward(problem, grad, x, w, p, ctx.wanted) if f is not None]
-            pairs = [(f, s) for f, s in zip(firsts, seconds, strict=True) if s is not None and f.requires_grad]
-            outputs, weights = [f for f, _ in pairs], [s for _, s in pairs]
-            found = torch.autograd.grad(outputs, needed, weights, create_graph=create_graph, allow_unused=True)
-        rest = iter(found)
-        return (*(next(rest) if need else None for need in ctx.needs_input_grad[:4]), None, None)
+        problem = build_problem(ctx.spec, x, w, p, None)
+
+        def formulas(grad: Tensor, x: Tensor, w: Tensor, p: Tensor | None = None) -> tuple[Tensor, ...]:
+            firsts = reference.backward(problem, grad, x, w, p, ctx.wanted)
+            return tuple(f for f in firsts if f is not None)
+
+        # torch.func differentiates by these arguments alone: `grad` may itself depend on the others, which torch.autograd
+        # would follow, counting that path twice
+        inputs = (grad, x, w) if p is None else (grad, x, w, p)
+        found = torch.func.vjp(formulas, *inputs)[1](seconds)
+        return (*found, *(None,) * (6 - len(found)))

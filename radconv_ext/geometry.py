@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 __all__ = ["OUTSIDE", "Geometry", "band_geometry", "shell_count", "shell_geometry"]
 
@@ -29,21 +29,16 @@ class Geometry:
     circular: bool
     buckets: int
     bucket: tuple[int, ...]  # (k**ndim,)
-    squared: tuple[int, ...]  # (shells,) |2d|^2 of each shell in the support, ascending
+    radii: tuple[float, ...]  # (shells,) distance of each shell from the centre, in pixels, ascending
+    multiplicity: tuple[int, ...]  # (buckets,) number of taps in each
 
-    @cached_property
-    def radii(self) -> tuple[float, ...]:
-        """Distance of each shell from the centre, in pixels: (shells,)."""
-        return tuple(math.sqrt(s) / 2 for s in self.squared)
 
-    @cached_property
-    def multiplicity(self) -> tuple[int, ...]:
-        """Number of taps in each bucket: (buckets,)."""
-        counts = [0] * self.buckets
-        for b in self.bucket:
-            if b != OUTSIDE:
-                counts[b] += 1
-        return tuple(counts)
+def _geometry(
+    ndim: int, kernel_size: int, circular: bool, buckets: int, bucket: tuple[int, ...], squared: tuple[int, ...]
+) -> Geometry:
+    radii = tuple(math.sqrt(s) / 2 for s in squared)
+    multiplicity = tuple(bucket.count(b) for b in range(buckets))
+    return Geometry(ndim, kernel_size, circular, buckets, bucket, radii, multiplicity)
 
 
 def _squared_distances(ndim: int, kernel_size: int) -> list[int]:
@@ -73,7 +68,7 @@ def shell_geometry(ndim: int, kernel_size: int, circular: bool = True) -> Geomet
     distance, squared = _support(ndim, kernel_size, circular)
     index = {s: i for i, s in enumerate(squared)}
     bucket = tuple(index.get(s, OUTSIDE) for s in distance)
-    return Geometry(ndim, kernel_size, circular, len(squared), bucket, squared)
+    return _geometry(ndim, kernel_size, circular, len(squared), bucket, squared)
 
 
 @lru_cache(maxsize=256)
@@ -92,4 +87,4 @@ def band_geometry(ndim: int, kernel_size: int, rings: int, circular: bool = True
     edges.append(outer)
     band_of = {s: sum(r >= e for e in edges[1:]) for s, r in zip(squared, radii, strict=True)}
     bucket = tuple(band_of.get(s, OUTSIDE) for s in distance)
-    return Geometry(ndim, kernel_size, circular, rings, bucket, squared)
+    return _geometry(ndim, kernel_size, circular, rings, bucket, squared)

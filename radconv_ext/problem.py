@@ -55,12 +55,17 @@ class Options:
 
     @property
     def geometry(self) -> Geometry:
-        return self.profile_family.geometry(self.ndim, self.kernel_size, self.rings, self.circular)
+        return _geometry(self.family, self.ndim, self.kernel_size, self.rings, self.circular)
 
     @property
     def reach(self) -> tuple[int, ...]:
         """Distance between the first and the last tap, per axis: dilation * (k - 1)."""
         return tuple(d * (self.kernel_size - 1) for d in self.dilation)
+
+
+@torch.compiler.assume_constant_result  # or torch.compile would trace its cache
+def _geometry(family: str, ndim: int, kernel_size: int, rings: int, circular: bool) -> Geometry:
+    return FAMILIES[family].geometry(ndim, kernel_size, rings, circular)
 
 
 def _join(values: Sequence[int]) -> str:
@@ -77,7 +82,6 @@ def _format(o: Options) -> str:
     return " ".join(words)
 
 
-@lru_cache(maxsize=4096)
 def parse_spec(spec: str) -> Options:
     """Options of a text made by `make_spec`."""
     words = spec.split(" ")
