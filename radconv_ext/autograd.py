@@ -34,8 +34,14 @@ class RadialConv(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, w, p = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:4]
-        found = iter(_backward_op(grads[0], x, w, p, ctx.spec, wanted))
-        return (*(next(found) if want else None for want in wanted), None)
+        if torch.is_grad_enabled():
+            found = _backward_op(grads[0], x, w, p, ctx.spec, wanted)
+        else:
+            # nothing is recorded: enter the dispatcher below autograd, which would only pass the call on
+            with torch._C._AutoDispatchBelowAutograd():
+                found = _backward_op(grads[0], x, w, p, ctx.spec, wanted)
+        rest = iter(found)
+        return (*[next(rest) if want else None for want in wanted], None)
 
 
 class RadialConvBackward(torch.autograd.Function):
@@ -60,8 +66,8 @@ class RadialConvBackward(torch.autograd.Function):
             firsts = reference.backward(problem, grad, x, w, p, ctx.wanted)
             return tuple(f for f in firsts if f is not None)
 
-        # torch.func differentiates by these arguments alone: `grad` may itself depend on the others, which torch.autograd
-        # would follow, counting that path twice
+        # torch.func differentiates by these arguments alone: `grad` may depend on the others, and torch.autograd
+        # would follow that path and count it twice
         inputs = (grad, x, w) if p is None else (grad, x, w, p)
         found = torch.func.vjp(formulas, *inputs)[1](seconds)
         return (*found, *(None,) * (6 - len(found)))

@@ -64,6 +64,38 @@ inline void write(uint16_t* p, float v) {
                                        : static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
+// A sum that is 0 while everything added was finite, and NaN from the first NaN or Inf on.
+struct FiniteCheck {
+  Vec vectors{};
+  float scalars = 0;
+
+  void add(Vec v) { vectors += v * 0.0f; }
+  void add(float v) { scalars += v * 0.0f; }
+  bool finite() const {
+    float sum = scalars;
+    for (int i = 0; i < kLanes; ++i) sum += vectors[i];
+    return sum == 0;
+  }
+};
+
+// Copies a run of elements to float32.
+inline void copy_run(const float* from, int64_t count, float* to, FiniteCheck& check) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const Vec v = load(from + i);
+    check.add(v);
+    store(to + i, v);
+  }
+  for (; i < count; ++i) check.add(to[i] = from[i]);
+}
+
+inline void copy_run(const uint16_t* from, int64_t count, float* to, FiniteCheck& check) {
+  for (int64_t i = 0; i < count; ++i) to[i] = read(from + i);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) check.add(load(to + i));
+  for (; i < count; ++i) check.add(to[i]);
+}
+
 // --- product: C (R x V vectors) = or += A (R x depth) * B (depth x V vectors) ----------------------------------------
 
 // Packed: A is (depth, kRows).  Otherwise rows of A are `a_row` apart and depth is contiguous.
@@ -194,13 +226,13 @@ Columns columns_of(const Call& call, const TilePlace& at, int64_t* buffer) {
 }
 
 template <typename T>
-uint32_t load_halo(const Call& call, const TilePlace& at, const Columns& columns, int64_t channel, float* halo) {
+void load_halo(const Call& call, const TilePlace& at, const Columns& columns, int64_t channel, float* halo,
+               FiniteCheck& check) {
   const TileShape& tile = call.tile;
   const Axis* axis = call.shape.axis;
   const int64_t* step = call.xs.of;
   const T* image = static_cast<const T*>(call.x) + at.batch * step[0] + channel * step[1];
   const int64_t stride = axis[2].stride;
-  uint32_t largest = 0;  // of the absolute values' bits; exponent all ones is NaN or Inf
   for (int64_t z = 0; z < at.halo[0]; ++z) {
     const int64_t from_z = source(axis[0], call.shape.wrap, at.first[0] * axis[0].stride - axis[0].low + z);
     for (int64_t y = 0; y < at.halo[1]; ++y) {
@@ -214,28 +246,19 @@ uint32_t load_halo(const Call& call, const TilePlace& at, const Columns& columns
       if (columns.begin < columns.end) {
         std::memset(row, 0, columns.begin * sizeof(float));
         std::memset(row + columns.end, 0, (at.halo[2] - columns.end) * sizeof(float));
-        const T* run = line + columns.source[columns.begin];
-        float* to = row + columns.begin;
-        for (int64_t i = 0; i < columns.end - columns.begin; ++i) {
-          const float v = read(run + i);
-          const uint32_t size = bits_of(v) & 0x7fffffffu;
-          largest = size > largest ? size : largest;
-          to[i] = v;
-        }
+        copy_run(line + columns.source[columns.begin], columns.end - columns.begin, row + columns.begin, check);
         continue;
       }
       int64_t phase = 0, place = 0;
       for (int64_t h = 0; h < at.halo[2]; ++h) {
         const int64_t from = columns.source[h];
         const float v = from < 0 ? 0.0f : read(line + from * step[4]);
-        const uint32_t size = bits_of(v) & 0x7fffffffu;
-        largest = size > largest ? size : largest;
+        check.add(v);
         row[phase * tile.phase_pitch + place] = v;
         if (++phase == stride) phase = 0, ++place;
       }
     }
   }
-  return largest;
 }
 
 // --- additions
@@ -288,9 +311,17 @@ void add_buckets(const Call& call, const TilePlace& at, const float* sums, float
       const float* from = sums + (z * axis[0].stride * tile.halo[1] + y * axis[1].stride) * tile.sum_pitch;
       float* to = buckets + (z * at.size[1] + y) * at.size[2];
       // whole vectors: what runs over a row's end is overwritten by the next row, which comes later
-      int64_t x = 0;
-      for (; x + 4 * kLanes <= at.size[2]; x += 4 * kLanes) add_rows<4>(call.add, from + x, to + x, pitch);
-      for (; x < at.size[2]; x += kLanes) add_rows<1>(call.add, from + x, to + x, pitch);
+      for (int64_t x = 0; x < at.size[2]; x += 4 * kLanes) {
+        const int64_t left = at.size[2] - x;
+        if (left > 3 * kLanes)
+          add_rows<4>(call.add, from + x, to + x, pitch);
+        else if (left > 2 * kLanes)
+          add_rows<3>(call.add, from + x, to + x, pitch);
+        else if (left > kLanes)
+          add_rows<2>(call.add, from + x, to + x, pitch);
+        else
+          add_rows<1>(call.add, from + x, to + x, pitch);
+      }
     }
 }
 
@@ -338,7 +369,9 @@ Buffers buffers_of(const Call& call, int64_t out_floats) {
 // From the input of one channel to its bucket sums.
 template <typename T>
 void channel_buckets(const Call& call, const TilePlace& at, const Columns& columns, int64_t channel, const Buffers& b) {
-  if (load_halo<T>(call, at, columns, channel, b.halo) >= 0x7f800000u) *call.nonfinite = true;
+  FiniteCheck check;
+  load_halo<T>(call, at, columns, channel, b.halo, check);
+  if (!check.finite()) __atomic_store_n(call.nonfinite, true, __ATOMIC_RELAXED);
   add_pairs(call, at, b.halo, b.sums);
   add_buckets(call, at, b.sums, b.buckets);
 }
@@ -420,11 +453,11 @@ void conv_task(const ConvCall& call, int64_t task) {
 
 // Gradient of the tile, output channels as lanes: strip of kStrip channels, then pixel, then lane; missing lanes zero.
 template <typename T>
-uint32_t pack_gradient(const WeightCall& call, const TilePlace& at, int64_t channel, int64_t count, float* to) {
+void pack_gradient(const WeightCall& call, const TilePlace& at, int64_t channel, int64_t count, float* to,
+                   FiniteCheck& check) {
   const int64_t* step = call.gs.of;
   const T* image = static_cast<const T*>(call.grad) + at.batch * step[0] + channel * step[1];
   const int64_t pixels = at.pixels();
-  uint32_t largest = 0;
   for (int64_t s = 0; s < count; s += kStrip) {
     const int64_t lanes = smaller(kStrip, count - s);
     float* strip = to + s * pixels;
@@ -439,13 +472,11 @@ uint32_t pack_gradient(const WeightCall& call, const TilePlace& at, int64_t chan
           for (int64_t c = 0; c < lanes; ++c)
             for (int64_t x = x0; x < smaller(x0 + 8, at.size[2]); ++x) {
               const float v = read(line + c * step[1] + x * step[4]);
-              const uint32_t size = bits_of(v) & 0x7fffffffu;
-              largest = size > largest ? size : largest;
+              check.add(v);
               row[x * kStrip + c] = v;
             }
       }
   }
-  return largest;
 }
 
 // Few output channels per group: lanes would be empty, so each sum is a dot product over the pixels.
@@ -490,8 +521,9 @@ void weight_chunk(const WeightCall& call, int64_t task) {
     }
     for (int64_t o = 0; o < shape.out_per_group; o += call.grad_block) {
       const int64_t outputs = smaller(call.grad_block, shape.out_per_group - o);
-      if (pack_gradient<T>(call, at, group * shape.out_per_group + o, outputs, b.out) >= 0x7f800000u)
-        *call.nonfinite = true;
+      FiniteCheck check;
+      pack_gradient<T>(call, at, group * shape.out_per_group + o, outputs, b.out, check);
+      if (!check.finite()) __atomic_store_n(call.nonfinite, true, __ATOMIC_RELAXED);
       if (dots) {
         add_dots(pixels, depth, b.panel, pitch, b.out, outputs, sums + o, call.out_pitch, b.out + kStrip * pitch);
         continue;

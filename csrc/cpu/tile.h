@@ -43,7 +43,7 @@ struct Call {
   const float* basis;    // (ceil(rows / MR), buckets, MR); depthwise: one such block per group
   int64_t basis_stride;  // between groups; 0 when shared
   int64_t chunk;         // input channels per panel
-  bool* nonfinite;       // set when x holds NaN or Inf
+  bool* nonfinite;       // set, by any thread, when x or the gradient holds NaN or Inf
 };
 
 struct ConvCall : Call {

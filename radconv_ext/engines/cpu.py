@@ -77,17 +77,18 @@ class CpuEngine:
             )  # fmt: skip
         if not finite:
             return reference.backward(problem, grad, x, w, p, wanted)
-        return [
-            grad_x,
-            None if grad_w is None else grad_w.to(w.dtype),
-            None if grad_p is None or p is None else grad_p.to(p.dtype),
-            grad.sum((0, *range(2, grad.dim())), dtype=w.dtype) if want_bias else None,
-        ]
+        grad_bias = grad.sum((0, *range(2, grad.dim())), dtype=w.dtype) if want_bias else None
+        return [grad_x, _like(grad_w, w), _like(grad_p, p), grad_bias]
 
 
 def _floats(t: Tensor | None) -> Tensor | None:
     """Contiguous float32: what the native core reads weights, parameters and bias as."""
     return t if t is None or (t.dtype is torch.float32 and t.is_contiguous()) else t.to(torch.float32).contiguous()
+
+
+def _like(grad: Tensor | None, t: Tensor | None) -> Tensor | None:
+    """A float32 gradient in the dtype of its tensor."""
+    return grad if grad is None or t is None or t.dtype is torch.float32 else grad.to(t.dtype)
 
 
 def _address(t: Tensor | None) -> int:
