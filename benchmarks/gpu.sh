@@ -74,7 +74,7 @@ END
 }
 
 tests() {
-  "$python" -m pytest -q --durations=25 tests
+  RADCONV_TESTS_NO_INSTALL=1 "$python" -m pytest --durations=25 tests
 }
 
 benchmarks() {

@@ -29,7 +29,7 @@ def outputs_of(case: Case, tensors: dict[str, Tensor], engine: str) -> dict[str,
     leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
     y = case(leaves, engine)
     generator = torch.Generator().manual_seed(1)
-    grad = torch.randn(y.shape, generator=generator).bfloat16().to(y.dtype)
+    grad = torch.randn(y.shape, generator=generator).bfloat16().to(y)
     gradients = torch.autograd.grad(y, list(leaves.values()), grad)
     return {"y": y.detach(), **{f"grad_{name}": g for name, g in zip(leaves, gradients, strict=True)}}
 
