@@ -90,7 +90,8 @@ TileShape tile_shape(const ConvShape& shape, int64_t pixels) {
   const Axis* a = shape.axis;
   const Kernels& k = kernels();
   TileShape t;
-  t.out[2] = balanced(a[2].out, std::min(pixels, kWidestTile));
+  const bool one_line = a[0].out * a[1].out == 1;
+  t.out[2] = balanced(a[2].out, one_line ? pixels : std::min(pixels, kWidestTile));
   const int64_t lines = std::max<int64_t>(pixels / t.out[2], 1);
   const int64_t high = a[0].out == 1 ? lines : static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(lines))));
   t.out[1] = balanced(a[1].out, std::min(high, a[1].out));
