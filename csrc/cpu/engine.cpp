@@ -155,6 +155,15 @@ struct Program {
   }
 };
 
+void describe_input(Call& call, const ConvShape& shape, const TileShape& tile, const Program& program, const void* x,
+                    const Strides& strides) {
+  call.shape = shape;
+  call.tile = tile;
+  call.add = program.view();
+  call.x = x;
+  call.xs = strides;
+}
+
 bool all_finite(const float* p, int64_t count) {
   uint32_t largest = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -232,11 +241,7 @@ bool conv(const ConvShape& shape, const RingModel& model, bool transpose, const 
   call.out_block = depthwise ? shape.out_per_group : std::min(round_up(shape.out_per_group, k.rows), kOutBlock);
   const TileShape tile = tile_shape(shape, tile_pixels(shape, chunk * rows + call.out_block));
   const Program program(shape, model, tile);
-  call.shape = shape;
-  call.tile = tile;
-  call.add = program.view();
-  call.x = x;
-  call.xs = x_strides;
+  describe_input(call, shape, tile, program, x, x_strides);
   call.rows = static_cast<int>(rows);
   call.basis = basis.get();
   call.chunk = chunk;
@@ -279,11 +284,7 @@ bool weight_gradient(const ConvShape& shape, const RingModel& model, bool transp
                                                kWorkspace / std::max<int64_t>(sums_size, 1)}));
   const Buffer sums = allocate(call.splits * sums_size);
   std::memset(sums.get(), 0, static_cast<size_t>(call.splits * sums_size) * sizeof(float));
-  call.shape = shape;
-  call.tile = tile;
-  call.add = program.view();
-  call.x = x;
-  call.xs = x_strides;
+  describe_input(call, shape, tile, program, x, x_strides);
   call.rows = static_cast<int>(rows);
   call.basis = basis.get();
   call.basis_stride = 0;
