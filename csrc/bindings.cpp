@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -29,8 +30,9 @@ class CpuPlan {
  public:
   CpuPlan(radconv::RingModel model, int64_t kernel_size, const Ints& in_size, const Ints& out_size, const Ints& stride,
           const Ints& upsample, const Ints& dilation, const Ints& low, bool wrap, int64_t batch, int64_t groups,
-          int64_t in_per_group, int64_t out_per_group, radconv::DType dtype, bool transpose, bool channels_last)
-      : model_(std::move(model)), transpose_(transpose) {
+          int64_t in_per_group, int64_t out_per_group, radconv::DType dtype, bool transpose, const Ints& x_strides,
+          bool channels_last)
+      : model_(std::move(model)), x_strides_(five(x_strides)), transpose_(transpose) {
     const size_t ndim = in_size.size(), missing = 3 - ndim;
     for (size_t i = 0; i < ndim; ++i)
       shape_.axis[missing + i] = {in_size[i], out_size[i], kernel_size, stride[i], upsample[i], dilation[i], low[i]};
@@ -47,20 +49,21 @@ class CpuPlan {
         {channels * pixels, channels_last ? 1 : pixels, a[1].out * a[2].out * pixel, a[2].out * pixel, pixel}};
   }
 
-  bool conv(uintptr_t x, const Ints& x_strides, uintptr_t w, uintptr_t parameter, uintptr_t bias, uintptr_t y,
-            int threads) const {
-    const radconv::Strides strides = five(x_strides);
+  // Strides of an input that are not those of the problem's x (a gradient's) come with the call.
+  bool conv(uintptr_t x, const std::optional<Ints>& strides, uintptr_t w, uintptr_t parameter, uintptr_t bias,
+            uintptr_t y, int threads) const {
+    const radconv::Strides in_strides = strides ? five(*strides) : x_strides_;
     py::gil_scoped_release release;
-    return radconv::cpu::conv(shape_, model_, transpose_, pointer<void>(x), strides, pointer<float>(w),
+    return radconv::cpu::conv(shape_, model_, transpose_, pointer<void>(x), in_strides, pointer<float>(w),
                               pointer<float>(parameter), pointer<float>(bias), pointer<void>(y), out_strides_, threads);
   }
 
-  bool weight_gradient(uintptr_t x, const Ints& x_strides, uintptr_t grad, const Ints& grad_strides, uintptr_t w,
-                       uintptr_t parameter, uintptr_t grad_w, uintptr_t grad_parameter, int threads) const {
-    const radconv::Strides xs = five(x_strides), gs = five(grad_strides);
+  bool weight_gradient(uintptr_t x, uintptr_t grad, const Ints& grad_strides, uintptr_t w, uintptr_t parameter,
+                       uintptr_t grad_w, uintptr_t grad_parameter, int threads) const {
+    const radconv::Strides gs = five(grad_strides);
     py::gil_scoped_release release;
-    return radconv::cpu::weight_gradient(shape_, model_, transpose_, pointer<void>(x), xs, pointer<void>(grad), gs,
-                                         pointer<float>(w), pointer<float>(parameter), pointer<float>(grad_w),
+    return radconv::cpu::weight_gradient(shape_, model_, transpose_, pointer<void>(x), x_strides_, pointer<void>(grad),
+                                         gs, pointer<float>(w), pointer<float>(parameter), pointer<float>(grad_w),
                                          pointer<float>(grad_parameter), threads);
   }
 
@@ -76,7 +79,7 @@ class CpuPlan {
 
   radconv::ConvShape shape_;
   radconv::RingModel model_;
-  radconv::Strides out_strides_{};
+  radconv::Strides x_strides_{}, out_strides_{};
   bool transpose_;
 };
 
@@ -105,11 +108,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 
   py::class_<CpuPlan>(m, "CpuPlan")
       .def(py::init<radconv::RingModel, int64_t, const Ints&, const Ints&, const Ints&, const Ints&, const Ints&,
-                    const Ints&, bool, int64_t, int64_t, int64_t, int64_t, radconv::DType, bool, bool>(),
+                    const Ints&, bool, int64_t, int64_t, int64_t, int64_t, radconv::DType, bool, const Ints&, bool>(),
            py::kw_only(), py::arg("model"), py::arg("kernel_size"), py::arg("in_size"), py::arg("out_size"),
            py::arg("stride"), py::arg("upsample"), py::arg("dilation"), py::arg("low"), py::arg("wrap"),
            py::arg("batch"), py::arg("groups"), py::arg("in_per_group"), py::arg("out_per_group"), py::arg("dtype"),
-           py::arg("transpose"), py::arg("channels_last"))
+           py::arg("transpose"), py::arg("x_strides"), py::arg("channels_last"))
       .def("conv", &CpuPlan::conv)
       .def("weight_gradient", &CpuPlan::weight_gradient);
 

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
+from .checks import expect_one_of
 from .engines import resolve_engine
 from .ops import conv as _conv_op
 from .problem import (
     IntOrInts,
     check_explicit_padding,
-    check_parameter,
+    check_kernel,
     check_tensors,
     check_weights,
     make_spec,
@@ -81,9 +82,7 @@ def _radial_conv(
 
 
 def _sigma_family(family: str) -> str:
-    if family not in _SIGMA_FAMILIES:
-        raise ValueError(f"family: expected one of {', '.join(map(repr, _SIGMA_FAMILIES))}, got {family!r}")
-    return family
+    return expect_one_of("family", family, _SIGMA_FAMILIES)
 
 
 def _radial_kernel(
@@ -95,7 +94,7 @@ def _radial_kernel(
     shells = index(p.shape[1]) if family == "custom" and p is not None else None
     spec, _ = _spec("reference", ndim, family, rings, shells, kernel_size, 1, 0, 1, 1, "zeros", circular, False, 0)
     options = parse_spec(spec)
-    check_parameter(options, w, p)
+    check_kernel(options, w, p)
     return reference.dense_kernel(options, w, p).to(w.dtype)
 
 

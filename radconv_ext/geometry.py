@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from .checks import expect_flag, expect_integer
+
 __all__ = ["OUTSIDE", "Geometry", "band_geometry", "shell_count", "shell_geometry"]
 
 OUTSIDE = -1  # bucket of a tap that is outside the support
@@ -54,7 +56,14 @@ def _support(ndim: int, kernel_size: int, circular: bool) -> tuple[list[int], tu
 
 
 def shell_count(ndim: int, kernel_size: int, circular: bool = True) -> int:
-    """Number of shells `D`: distinct tap distances in the support."""
+    """Number of shells `D`: distinct tap distances in the support of an `ndim`-dimensional kernel.
+
+    Raises:
+        ValueError, TypeError: `ndim` or `kernel_size` is not a positive int, or `circular` not a bool.
+    """
+    expect_integer("ndim", ndim, 1)
+    expect_integer("kernel_size", kernel_size, 1)
+    expect_flag("circular", circular)
     return shell_geometry(ndim, kernel_size, circular).buckets
 
 

@@ -9,7 +9,6 @@ everything, and derives the geometry that every engine works from.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import HALF, expect_dense, expect_flag, expect_floating, expect_integer, expect_one_of, expect_tensor
 from .geometry import Geometry, shell_count
 from .profiles import FAMILIES, Family
 
@@ -25,7 +25,6 @@ __all__ = ["PADDING_MODES", "Core", "Options", "RadialConvProblem", "make_spec",
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 _PADDING_STRINGS = ("same", "valid", "full")
-_HALF = (torch.float16, torch.bfloat16)
 
 IntOrInts = int | Sequence[int]
 
@@ -112,28 +111,12 @@ def parse_spec(spec: str) -> Options:
 # --- static options -----------------------------------------------------------------------------------------------
 
 
-def _integer(name: str, value: Any, minimum: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an int, got {value!r}") from None
-    if number < minimum:
-        raise ValueError(f"{name}: expected at least {minimum}, got {number}")
-    return number
-
-
 def _per_axis(name: str, value: IntOrInts, ndim: int, minimum: int) -> tuple[int, ...]:
     if isinstance(value, (list, tuple)):
         if len(value) not in (1, ndim):
             raise ValueError(f"{name}: expected an int or {ndim} of them, one per spatial axis, got {tuple(value)}")
-        return tuple(_integer(name, v, minimum) for v in value) * (ndim if len(value) == 1 else 1)
-    return (_integer(name, value, minimum),) * ndim
-
-
-def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
-    return str(value)
+        return tuple(expect_integer(name, v, minimum) for v in value) * (ndim if len(value) == 1 else 1)
+    return (expect_integer(name, value, minimum),) * ndim
 
 
 def _kernel_size(ndim: int, family: Family, value: Any, rings: int, shells: int | None, circular: bool) -> int:
@@ -161,7 +144,7 @@ def _padding(
     value: Any, ndim: int, stride: Sequence[int], reach: Sequence[int], transposed: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if isinstance(value, str):
-        _one_of("padding", value, _PADDING_STRINGS)
+        expect_one_of("padding", value, _PADDING_STRINGS)
         if transposed:
             raise ValueError(f"padding: expected an int or {ndim} of them for a transposed convolution, got {value!r}")
         if value == "same":
@@ -193,7 +176,7 @@ def _make_spec(
     output_padding: Any,
 ) -> tuple[str, tuple[int, ...] | None]:
     family = FAMILIES[family_name]
-    rings = _integer("w: number of rings (its last size)", rings, 1)
+    rings = expect_integer("w: number of rings (its last size)", rings, 1)
     size = _kernel_size(ndim, family, kernel_size, rings, shells, circular)
     if family.name == "shell" and rings != (expected := shell_count(ndim, size, circular)):
         raise ValueError(
@@ -206,15 +189,13 @@ def _make_spec(
     dilations = _per_axis("dilation", dilation, ndim, 1)
     reach = [d * (size - 1) for d in dilations]
     low, high = _padding(padding, ndim, strides, reach, transposed)
-    mode = _one_of("padding_mode", padding_mode, PADDING_MODES)
     outs = _per_axis("output_padding", output_padding, ndim, 0)
     if transposed:
-        if mode != "zeros":
-            raise ValueError(f"padding_mode: expected 'zeros' for a transposed convolution, got {mode!r}")
         for o, s, d in zip(outs, strides, dilations, strict=True):
             if o >= max(s, d):
                 raise ValueError(f"output_padding: expected less than stride {s} or dilation {d}, got {o}")
-    explicit = mode in ("reflect", "replicate")
+    expect_one_of("padding_mode", padding_mode, PADDING_MODES)
+    explicit = padding_mode in ("reflect", "replicate")
     zero = (0,) * ndim
     options = Options(
         ndim=ndim,
@@ -226,8 +207,8 @@ def _make_spec(
         low=zero if explicit else low,
         high=zero if explicit else high,
         dilation=dilations,
-        groups=_integer("groups", groups, 1),
-        padding_mode="zeros" if explicit else mode,
+        groups=expect_integer("groups", groups, 1),
+        padding_mode="zeros" if explicit else padding_mode,
         transposed=transposed,
         output_padding=outs,
         engine=engine,
@@ -237,8 +218,12 @@ def _make_spec(
     return _format(options), before
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _plain(name: str, value: Any) -> Any:
+    """Ints and tuples of ints as they are; 1.0 and True, which a cache can't tell from 1, and lists are not."""
+    if isinstance(value, (list, tuple)):
+        # any int: the minimum is checked with the rest
+        return tuple(expect_integer(name, v, v) for v in value)
+    return value if isinstance(value, str) else expect_integer(name, value, value)
 
 
 def make_spec(
@@ -261,17 +246,29 @@ def make_spec(
 
     Raises ValueError or TypeError, naming the option, what was expected and what came.
     """
-    rest = (groups, padding_mode, circular, transposed)
-    try:
-        return _make_spec(
-            engine, ndim, family, rings, shells, kernel_size, stride, padding, dilation, *rest, output_padding
-        )
-    except TypeError as error:
-        if "unhashable" not in str(error):
-            raise
-    kernel_size, stride, padding, dilation = map(_frozen, (kernel_size, stride, padding, dilation))
+    if not (type(stride) is type(padding) is type(dilation) is type(groups) is type(output_padding) is int):
+        stride, padding, dilation = _plain("stride", stride), _plain("padding", padding), _plain("dilation", dilation)
+        groups, output_padding = expect_integer("groups", groups, 1), _plain("output_padding", output_padding)
+    if kernel_size is not None and type(kernel_size) is not int:
+        kernel_size = _plain("kernel_size", kernel_size)
+    if type(padding_mode) is not str or type(circular) is not bool:
+        expect_flag("circular", circular)
+        expect_one_of("padding_mode", padding_mode, PADDING_MODES)
     return _make_spec(
-        engine, ndim, family, rings, shells, kernel_size, stride, padding, dilation, *rest, _frozen(output_padding)
+        engine,
+        ndim,
+        family,
+        rings,
+        shells,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode,
+        circular,
+        transposed,
+        output_padding,
     )
 
 
@@ -333,23 +330,30 @@ class RadialConvProblem:
     dtype: torch.dtype  # of x and of the output
     weight_dtype: torch.dtype
     device: torch.device
+    x_strides: tuple[int, ...]
     channels_last: bool  # memory format of the output and of x's gradient
     channelwise: bool  # sigma per output and input channel: (O, C/groups, n)
     engine_state: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # plans its engine keeps
 
-    @property
+    @cached_property
     def output_shape(self) -> tuple[int, ...]:
         return (self.batch, self.out_channels, *self.out_size)
 
-    @property
+    @cached_property
     def input_shape(self) -> tuple[int, ...]:
         return (self.batch, self.in_channels, *self.in_size)
 
-    @property
+    @cached_property
     def memory_format(self) -> torch.memory_format:
         if not self.channels_last:
             return torch.contiguous_format
         return torch.channels_last if self.options.ndim == 2 else torch.channels_last_3d
+
+    @cached_property
+    def output_is_like_x(self) -> bool:
+        """Same shape, and x's strides are just those of a new tensor: `empty_like` will do."""
+        new = torch.empty(self.output_shape, device="meta", memory_format=self.memory_format)
+        return self.output_shape == self.input_shape and self.x_strides == new.stride()
 
     @cached_property
     def core(self) -> Core:
@@ -373,16 +377,11 @@ class RadialConvProblem:
         return f"{_format(o)} x={self.input_shape} -> {self.output_shape} {str(self.dtype)[6:]} on {self.device}"
 
 
-def _expect_tensor(name: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-
-
 def check_weights(parameter: str, w: Any, p: Any) -> None:
     """Tensors, and ranks of w and the profile: what a spec needs before it can be built."""
-    _expect_tensor("w", w)
+    expect_tensor("w", w)
     if p is not None:
-        _expect_tensor(parameter, p)
+        expect_tensor(parameter, p)
     if w.dim() != 3:
         raise ValueError(f"w: expected 3 dimensions (O, C/groups, n rings), got {tuple(w.shape)}")
     if parameter == "profile" and p is not None and p.dim() != 2:
@@ -391,10 +390,10 @@ def check_weights(parameter: str, w: Any, p: Any) -> None:
 
 def check_tensors(ndim: int, parameter: str, x: Any, w: Any, p: Any, bias: Any) -> None:
     """What the functional layer needs before it can build a spec: tensors, and their ranks."""
-    _expect_tensor("x", x)
+    expect_tensor("x", x)
     check_weights(parameter, w, p)
     if bias is not None:
-        _expect_tensor("bias", bias)
+        expect_tensor("bias", bias)
     if x.dim() not in (ndim + 1, ndim + 2):
         raise ValueError(
             f"x: expected {ndim + 2} dimensions (B, C, {ndim} spatial), or {ndim + 1} without batch, "
@@ -402,17 +401,28 @@ def check_tensors(ndim: int, parameter: str, x: Any, w: Any, p: Any, bias: Any) 
         )
 
 
-def _check_dtypes(x: Tensor, named: dict[str, Tensor | None]) -> None:
-    if not x.dtype.is_floating_point:
-        raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
-    allowed = (x.dtype, torch.float32) if x.dtype in _HALF else (x.dtype,)
+def _check_dtypes(main: str, x: Tensor, named: dict[str, Tensor | None]) -> None:
+    """Every tensor is on x's device and has its dtype, or float32 beside a half-precision x."""
+    expect_floating(main, x)
+    allowed = (x.dtype, torch.float32) if x.dtype in HALF else (x.dtype,)
     for name, t in named.items():
         if t is None:
             continue
         if t.dtype not in allowed:
-            raise TypeError(f"{name}: expected {' or '.join(map(str, allowed))}, as x is {x.dtype}, got {t.dtype}")
+            raise TypeError(f"{name}: expected {' or '.join(map(str, allowed))}, as {main} is {x.dtype}, got {t.dtype}")
         if t.device != x.device:
-            raise ValueError(f"{name}: expected on {x.device}, where x is, got {t.device}")
+            raise ValueError(f"{name}: expected on {x.device}, where {main} is, got {t.device}")
+
+
+def check_kernel(o: Options, w: Tensor, p: Tensor | None) -> None:
+    """What a dense kernel alone needs."""
+    expect_dense("w", w)
+    _check_dtypes("w", w, {_parameter_name(o): p})
+    check_parameter(o, w, p)
+
+
+def _parameter_name(o: Options) -> str:
+    return "profile" if o.profile_family.has_profile else "sigma"
 
 
 def check_parameter(o: Options, w: Tensor, p: Tensor | None) -> bool:
@@ -461,7 +471,10 @@ def _is_channels_last(ndim: int, x: Tensor) -> bool:
 def build_problem(spec: str, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None) -> RadialConvProblem:
     """Check everything that involves a tensor; sizes may be symbolic."""
     o = parse_spec(spec)
-    _check_dtypes(x, {"w": w, "profile" if o.profile_family.has_profile else "sigma": p, "bias": bias})
+    for name, t in (("x", x), ("w", w), (_parameter_name(o), p), ("bias", bias)):
+        if t is not None:
+            expect_dense(name, t)
+    _check_dtypes("x", x, {"w": w, _parameter_name(o): p, "bias": bias})
     if x.dim() != o.ndim + 2:
         raise ValueError(f"x: expected {o.ndim + 2} dimensions (B, C, {o.ndim} spatial), got {tuple(x.shape)}")
     if w.dim() != 3 or w.shape[2] != o.rings:
@@ -506,6 +519,7 @@ def build_problem(spec: str, x: Tensor, w: Tensor, p: Tensor | None, bias: Tenso
         dtype=x.dtype,
         weight_dtype=w.dtype,
         device=x.device,
+        x_strides=x.stride(),
         channels_last=_is_channels_last(o.ndim, x),
         channelwise=channelwise,
     )
@@ -517,8 +531,10 @@ _MOST_PROBLEMS = 4096
 
 def problem_of(spec: str, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None) -> RadialConvProblem:
     """Problem of a call on real tensors; built and checked once per combination of metadata."""
+    if x.layout is not torch.strided:
+        expect_dense("x", x)  # has no strides to look up
     key = (
-        spec, x.shape, x.stride(), x.dtype, x.device, w.shape, w.dtype, w.device,
+        spec, x.shape, x.stride(), x.dtype, x.device, w.shape, w.dtype, w.device, w.layout,
         None if p is None else (p.shape, p.dtype, p.device),
         None if bias is None else (bias.shape, bias.dtype, bias.device),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import expect_integer
 from .geometry import Geometry, band_geometry, shell_count, shell_geometry
 
 __all__ = ["FAMILIES", "SIGMA_MIN", "Family", "default_sigma", "fwhm_sigma", "ring_centres", "sigma_max"]
@@ -45,7 +46,8 @@ def default_sigma(kernel_size: int, rings: int | None = None, **tensor_options: 
 
     Source: GMR-Conv paper, Sec. 3.2 (FWHM equal to the ring width).
     """
-    rings = kernel_size // 2 + 1 if rings is None else rings
+    size = expect_integer("kernel_size", kernel_size, 1)
+    rings = size // 2 + 1 if rings is None else expect_integer("rings", rings, 1)
     return torch.full((rings,), fwhm_sigma(kernel_size, rings), **tensor_options)
 
 
@@ -87,8 +89,9 @@ def _clamped(sigma: Tensor, rings: int) -> Tensor:
     return sigma.clamp(SIGMA_MIN, sigma_max(rings)).unsqueeze(-1)
 
 
-def _inside(sigma: Tensor, rings: int) -> Tensor:
-    return (sigma >= SIGMA_MIN) & (sigma <= sigma_max(rings))
+def _where_inside(sigma: Tensor, rings: int, gradient: Tensor) -> Tensor:
+    """The gradient of the clamp: none outside its bounds, and none by a NaN, as torch.clamp has it."""
+    return gradient.where((sigma >= SIGMA_MIN) & (sigma <= sigma_max(rings)), 0.0)
 
 
 class _Gaussian(Family):
@@ -105,7 +108,7 @@ class _Gaussian(Family):
 
     def sigma_gradient(self, geometry: Geometry, rings: int, sigma: Tensor, grad_profile: Tensor) -> Tensor:
         slope = self.profile(geometry, rings, sigma) * self._squared_offset(geometry, rings, sigma)
-        return (grad_profile * slope / _clamped(sigma, rings) ** 3).sum(-1) * _inside(sigma, rings)
+        return _where_inside(sigma, rings, (grad_profile * slope / _clamped(sigma, rings) ** 3).sum(-1))
 
 
 class _Banded(Family):
@@ -123,7 +126,7 @@ class _Banded(Family):
     def sigma_gradient(self, geometry: Geometry, rings: int, sigma: Tensor, grad_profile: Tensor) -> Tensor:
         width = _clamped(sigma, rings)
         slope = self.profile(geometry, rings, sigma) * (self._squared_offset(rings, sigma) / width**2 - 1) / width
-        return (grad_profile * slope).sum(-1) * _inside(sigma, rings)
+        return _where_inside(sigma, rings, (grad_profile * slope).sum(-1))
 
 
 class _Identity(Family):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 
+# idle OpenMP threads of torch sleep: spinning ones slow everything down when the machine is shared
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 torch.set_num_threads(2)

@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # largest error over the largest value of the float64 reference, any output or gradient, any case
 TOLERANCE = {
     "float32": 2e-6,  # worst seen 7.0e-7, input gradient of outputs-260
-    "bfloat16": 1e-2,  # worst seen 6.3e-3, input gradient of replicate (torch folds the margins in bfloat16); else 4.5e-3
+    "bfloat16": 1e-2,  # worst seen 6.3e-3, input gradient of replicate, whose margins torch folds; else 4.5e-3
 }
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..checks import expect_one_of
 from ..problem import RadialConvProblem
 from .cpu import CpuEngine
 from .reference import ReferenceEngine
@@ -51,9 +52,7 @@ def resolve_engine(engine: str | None) -> str:
     """Name of the engine to insist on: the argument, else the one of `use_engine`, else "auto"."""
     if engine is None:
         return _preferred.get()
-    if engine != "auto" and engine not in ENGINES:
-        raise ValueError(f"engine: expected one of {', '.join(map(repr, ('auto', *ENGINES)))}, got {engine!r}")
-    return engine
+    return expect_one_of("engine", engine, ("auto", *ENGINES))
 
 
 def current_engine() -> str:

@@ -1,0 +1,107 @@
+"""What the parts share: console and output folder, the images, rotation, and a radial layer."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.cbook import get_sample_data
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from scipy import ndimage
+from torch import Tensor, nn
+
+from .. import default_sigma, gmr_conv2d, gmr_kernel2d
+
+__all__ = ["PLAIN", "RADIAL", "Demo", "RadialConv2d", "Steps", "disk", "mri_slice", "rotate"]
+
+RADIAL, PLAIN = "#0b6e99", "#d1641c"  # colours of the two kinds of layer in every figure
+
+
+@dataclass
+class Steps:
+    """A progress bar with a known number of steps."""
+
+    progress: Progress
+    task: TaskID
+
+    def advance(self) -> None:
+        self.progress.advance(self.task)
+        self.progress.refresh()
+
+
+@dataclass
+class Demo:
+    """Where a run prints and saves, and whether it is the short one."""
+
+    out: Path
+    quick: bool
+    console: Console
+    saved: list[Path] = field(default_factory=list)
+
+    @contextmanager
+    def steps(self, title: str, total: int, *, live: bool = True) -> Iterator[Steps]:
+        """A progress bar with the time left; `live=False` keeps its thread out of measurements."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        left = (TextColumn("left"), TimeRemainingColumn())
+        with Progress(*columns, *left, console=self.console, auto_refresh=live) as progress:
+            yield Steps(progress, progress.add_task(title, total=total))
+
+    def save(self, figure: Figure, name: str) -> None:
+        path = self.out / name
+        figure.savefig(path, dpi=130)
+        self.saved.append(path)
+
+
+def mri_slice() -> Tensor:
+    """The sagittal head slice that matplotlib ships, scaled to 0..1: (256, 256)."""
+    with gzip.open(get_sample_data("s1045.ima.gz", asfileobj=False)) as file:
+        raw = np.frombuffer(file.read(), dtype=">u2").reshape(256, 256)  # big-endian: 0..215
+    return torch.from_numpy(raw.astype(np.float32) / raw.max())
+
+
+def rotate(x: Tensor, degrees: float) -> Tensor:  # (..., N, N) -> (..., N, N)
+    """Rotate about the centre of the image: cubic splines in float64 (`scipy.ndimage.rotate`), zeros from outside."""
+    turned = ndimage.rotate(x.double().numpy(), degrees, axes=(-1, -2), reshape=False, order=3)
+    return torch.from_numpy(turned).to(x.dtype)
+
+
+def disk(size: int, radius: float) -> Tensor:
+    """1 within `radius` of the image centre, else 0: (size, size)."""
+    offset = torch.arange(size) - (size - 1) / 2
+    return (offset[:, None] ** 2 + offset**2 <= radius**2).float()
+
+
+class RadialConv2d(nn.Module):
+    """A GMR-Conv layer with trainable ring weights and ring widths, "same" padding and no bias.
+
+    Initialised by Kaiming's rule with the fan-in that counts here, `C * sum P^2` over rings and taps: the values of a
+    kernel are not independent.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        sigma = default_sigma(kernel_size)  # (n,)
+        self.kernel_size = kernel_size
+        self.log_sigma = nn.Parameter(sigma.log())
+        self.w = nn.Parameter(torch.empty(out_channels, in_channels, len(sigma)))
+        rings = gmr_kernel2d(torch.eye(len(sigma)).unsqueeze(1), sigma, kernel_size=kernel_size)  # (n, 1, k, k)
+        fan_in = in_channels * rings.square().sum().item()
+        nn.init.normal_(self.w, std=(2 / fan_in) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gmr_conv2d(x, self.w, self.log_sigma.exp(), kernel_size=self.kernel_size, padding="same")
