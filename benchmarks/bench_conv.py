@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from .problems import MODES, PROBLEMS, Problem, assert_agreement, rivals
+from .problems import MODES, PROBLEMS, Problem, assert_agreement, recording, rivals
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,12 @@ def test_speed(benchmark: Any, agreed: set[str], problem: Problem, mode: str, pe
         torch=torch.__version__,
         agrees_with_reference=True,
     )
-    benchmark.pedantic(MODES[mode](rival), rounds=7, warmup_rounds=2)
+    step = MODES[mode](rival)
+    with recording(mode):
+        benchmark.pedantic(step, rounds=7, warmup_rounds=2)
 
 
-@pytest.mark.parametrize("peer", ["radconv", "torch_conv"])
+@pytest.mark.parametrize("peer", ["radconv_cpu", "torch_conv"])
 @pytest.mark.parametrize("mode", ["forward", "training"])
 @pytest.mark.parametrize("kernel_size", [3, 5, 9])
 def test_host_overhead(benchmark: Any, kernel_size: int, mode: str, peer: str) -> None:
@@ -48,4 +50,6 @@ def test_host_overhead(benchmark: Any, kernel_size: int, mode: str, peer: str) -
     ours, dense = rivals(problem)
     benchmark.group = f"{problem.id} {mode}"
     benchmark.extra_info.update(peer=peer, problem=problem.id, mode=mode, dtype="float32", device="cpu")
-    benchmark.pedantic(MODES[mode](ours if peer == "radconv" else dense), rounds=9, iterations=1000, warmup_rounds=1)
+    step = MODES[mode](ours if peer == "radconv_cpu" else dense)
+    with recording(mode):
+        benchmark.pedantic(step, rounds=9, iterations=1000, warmup_rounds=1)

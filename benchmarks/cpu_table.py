@@ -22,7 +22,7 @@ import torch
 import radconv_ext
 from radconv_ext.build_info import native
 
-from .problems import MODES, PROBLEMS, Problem, assert_agreement, rivals
+from .problems import MODES, PROBLEMS, Problem, assert_agreement, recording, rivals
 
 ROUNDS = 15
 OVERHEAD = [Problem(f"overhead-k{k}", k, batch=1, channels=1, outputs=1, size=(8, 8)) for k in (3, 5, 9)]
@@ -63,7 +63,9 @@ def measure(problem: Problem, rounds: int, calls: int = 1) -> dict[str, Any]:
     assert_agreement(problem)
     row: dict[str, Any] = {"problem": problem.id, "kernel_size": problem.kernel_size}
     for mode, make in MODES.items():
-        ours, dense = interleaved_medians([make(r) for r in rivals(problem)], rounds, calls)
+        functions = [make(r) for r in rivals(problem)]
+        with recording(mode):
+            ours, dense = interleaved_medians(functions, rounds, calls)
         row[mode] = {"radconv_cpu": ours, "torch_conv": dense}
     return row
 
@@ -83,10 +85,12 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": name,
         "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "isa": None if library is None else library.current_isa(),
         "torch": torch.__version__,
         "radconv_ext": radconv_ext.__version__,
         "python": platform.python_version(),
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or None,
     }
 
 

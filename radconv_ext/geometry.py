@@ -32,15 +32,6 @@ class Geometry:
     buckets: int
     bucket: tuple[int, ...]  # (k**ndim,)
     radii: tuple[float, ...]  # (shells,) distance of each shell from the centre, in pixels, ascending
-    multiplicity: tuple[int, ...]  # (buckets,) number of taps in each
-
-
-def _geometry(
-    ndim: int, kernel_size: int, circular: bool, buckets: int, bucket: tuple[int, ...], squared: tuple[int, ...]
-) -> Geometry:
-    radii = tuple(math.sqrt(s) / 2 for s in squared)
-    multiplicity = tuple(bucket.count(b) for b in range(buckets))
-    return Geometry(ndim, kernel_size, circular, buckets, bucket, radii, multiplicity)
 
 
 def _squared_distances(ndim: int, kernel_size: int) -> list[int]:
@@ -77,7 +68,8 @@ def shell_geometry(ndim: int, kernel_size: int, circular: bool = True) -> Geomet
     distance, squared = _support(ndim, kernel_size, circular)
     index = {s: i for i, s in enumerate(squared)}
     bucket = tuple(index.get(s, OUTSIDE) for s in distance)
-    return _geometry(ndim, kernel_size, circular, len(squared), bucket, squared)
+    radii = tuple(math.sqrt(s) / 2 for s in squared)
+    return Geometry(ndim, kernel_size, circular, len(squared), bucket, radii)
 
 
 @lru_cache(maxsize=256)
@@ -88,7 +80,7 @@ def band_geometry(ndim: int, kernel_size: int, rings: int, circular: bool = True
     `linspace(0, r_max, rings)`, and the last band holds exactly `r_max`.
     """
     distance, squared = _support(ndim, kernel_size, circular)
-    radii = [math.sqrt(s) / 2 for s in squared]
+    radii = tuple(math.sqrt(s) / 2 for s in squared)
     outer = kernel_size / 2 if circular else radii[-1]
     steps = rings if circular else rings - 1
     # float64 edges on purpose: a radius that ties with an edge must fall where the released layers put it
@@ -96,4 +88,4 @@ def band_geometry(ndim: int, kernel_size: int, rings: int, circular: bool = True
     edges.append(outer)
     band_of = {s: sum(r >= e for e in edges[1:]) for s, r in zip(squared, radii, strict=True)}
     bucket = tuple(band_of.get(s, OUTSIDE) for s in distance)
-    return _geometry(ndim, kernel_size, circular, rings, bucket, squared)
+    return Geometry(ndim, kernel_size, circular, rings, bucket, radii)

@@ -53,7 +53,7 @@ def default_sigma(kernel_size: int, rings: int | None = None, **tensor_options: 
 
 @dataclass(frozen=True)
 class Family:
-    """One profile family.  Subclasses say how many rings there are and what the profile is."""
+    """One profile family.  Subclasses say what the profile is, and which kernel size a ring count implies."""
 
     name: str
     has_sigma: bool = False
@@ -61,12 +61,8 @@ class Family:
     odd_only: bool = False  # bands are defined for odd kernel sizes only
     one_hot: bool = False  # constant on bands: buckets are bands, not shells
 
-    def default_rings(self, ndim: int, kernel_size: int, circular: bool) -> int:
-        """Ring count when the caller leaves it open."""
-        return kernel_size // 2 + (1 if circular or not self.one_hot else 2)
-
     def kernel_size_for(self, ndim: int, rings: int, circular: bool) -> int | None:
-        """Odd kernel size whose default ring count (or shell count) is `rings`, or None."""
+        """Odd kernel size that has `rings` rings by default: `k // 2 + 1`, one more for bands of a cube."""
         size = 2 * rings - (1 if circular or not self.one_hot else 3)
         return size if size >= 1 else None
 
@@ -138,9 +134,6 @@ class _Identity(Family):
 
 class _Shell(_Identity):
     """One free weight per distance (Symm.-Conv, Dudar & Semenov 2019): `n = D`."""
-
-    def default_rings(self, ndim: int, kernel_size: int, circular: bool) -> int:
-        return shell_count(ndim, kernel_size, circular)
 
     def kernel_size_for(self, ndim: int, rings: int, circular: bool) -> int | None:
         size = 1
