@@ -58,7 +58,8 @@ struct Strides {
 
 namespace cpu {
 
-// y = conv(x, w P) + bias.  False when x, w or the parameter holds NaN or Inf; y is then not meaningful.
+// y = conv(x, w P) + bias.  False when x, w or the parameter holds NaN or Inf, or a sum overflows; y is then not
+// meaningful.
 // `transpose` reads w as (in, out): w is (groups * in_per_group, out_per_group, n), as the input gradient and the
 // transposed convolution need it; otherwise (groups * out_per_group, in_per_group, n).
 bool conv(const ConvShape& shape, const RingModel& model, bool transpose, const void* x, const Strides& x_strides,

@@ -19,6 +19,7 @@ from . import reference
 from .checks import expect_one_of
 from .engines import resolve_engine
 from .ops import conv as _conv_op
+from .ops import differentiating
 from .problem import (
     IntOrInts,
     check_explicit_padding,
@@ -72,7 +73,7 @@ def _radial_conv(
     if pad is not None:
         check_explicit_padding(x, pad, padding_mode)
         x = F.pad(x, pad, mode=padding_mode)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or differentiating():
         y = _conv_op(x, w, p, bias, spec)
     else:
         # nothing is recorded: enter the dispatcher below autograd, which would only pass the call on

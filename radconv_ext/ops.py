@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .problem import RadialConvProblem, build_problem, problem_of
 
-__all__ = ["conv", "conv_backward"]
+__all__ = ["conv", "conv_backward", "differentiating"]
 
 _library = torch.library.Library("radconv_ext", "DEF")
 # Compiled code must hand the kernels the very strides that were traced: the output's layout follows the input's.
@@ -74,7 +75,7 @@ def _conv_backward_fake(
         torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=problem.memory_format),
         torch.empty(w.shape, dtype=w.dtype, device=x.device),
         None if p is None else torch.empty(p.shape, dtype=p.dtype, device=x.device),
-        torch.empty((problem.out_channels,), dtype=w.dtype, device=x.device),
+        torch.empty((problem.out_channels,), dtype=problem.sum_dtype, device=x.device),
     )
     return [g for g, want in zip(all_four, wanted, strict=True) if want and g is not None]
 
@@ -86,12 +87,21 @@ torch.library.register_fake("radconv_ext::conv_backward", _conv_backward_fake, l
 # --- autograd ---------------------------------------------------------------------------------------------------------
 
 
+def differentiating() -> bool:
+    """Whether something other than reverse-mode recording may be under way: forward mode or a torch.func transform.
+
+    Tensors don't show it.  Both go through the Function, which has no forward-mode rule and says so; passing below
+    autograd would drop the derivative without a word.
+    """
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
 def _recording(*tensors: Tensor | None) -> bool:
     if torch.is_grad_enabled():
         for t in tensors:
             if t is not None and t.requires_grad:
                 return True
-    return False
+    return differentiating()
 
 
 def _conv_autograd(x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, spec: str) -> Tensor:
@@ -117,12 +127,18 @@ _library.impl("conv_backward", _conv_backward_autograd, "Autograd")
 # --- autocast: x and the output follow convolution's policy, w and sigma stay as they are until folded ----------------
 
 
+def _beside(x: Tensor, t: Tensor) -> Tensor:
+    """As it is where it may stand beside x, else (the other half type) in float32."""
+    return t if t.dtype in (x.dtype, torch.float32, torch.float64) else t.float()
+
+
 def _register_autocast(device_type: str, key: str) -> None:
     excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def conv_autocast(x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, spec: str) -> Tensor:
         if x.dtype in (torch.float32, torch.float16, torch.bfloat16) and x.device.type == device_type:
             x = x.to(torch.get_autocast_dtype(device_type))
+            w, p, bias = _beside(x, w), None if p is None else _beside(x, p), None if bias is None else _beside(x, bias)
         with torch._C._ExcludeDispatchKeyGuard(excluded):
             return conv(x, w, p, bias, spec)
 

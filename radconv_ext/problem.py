@@ -328,7 +328,6 @@ class RadialConvProblem:
     in_size: tuple[int, ...]
     out_size: tuple[int, ...]
     dtype: torch.dtype  # of x and of the output
-    weight_dtype: torch.dtype
     device: torch.device
     x_strides: tuple[int, ...]
     channels_last: bool  # memory format of the output and of x's gradient
@@ -342,6 +341,11 @@ class RadialConvProblem:
     @cached_property
     def input_shape(self) -> tuple[int, ...]:
         return (self.batch, self.in_channels, *self.in_size)
+
+    @cached_property
+    def sum_dtype(self) -> torch.dtype:
+        """Dtype of sums over pixels: x's, or float32 beside a half-precision x."""
+        return torch.float32 if self.dtype in HALF else self.dtype
 
     @cached_property
     def memory_format(self) -> torch.memory_format:
@@ -517,7 +521,6 @@ def build_problem(spec: str, x: Tensor, w: Tensor, p: Tensor | None, bias: Tenso
         in_size=in_size,
         out_size=out_size,
         dtype=x.dtype,
-        weight_dtype=w.dtype,
         device=x.device,
         x_strides=x.stride(),
         channels_last=_is_channels_last(o.ndim, x),
@@ -535,8 +538,8 @@ def problem_of(spec: str, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor |
         expect_dense("x", x)  # has no strides to look up
     key = (
         spec, x.shape, x.stride(), x.dtype, x.device, w.shape, w.dtype, w.device, w.layout,
-        None if p is None else (p.shape, p.dtype, p.device),
-        None if bias is None else (bias.shape, bias.dtype, bias.device),
+        None if p is None else (p.shape, p.dtype, p.device, p.layout),
+        None if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout),
     )  # fmt: skip
     problem = _problems.get(key)
     if problem is None:

@@ -124,5 +124,5 @@ def backward(
             grad_p = family.sigma_gradient(o.geometry, o.rings, p.to(by_bucket.dtype), grad_profile).to(p.dtype)
     if want_x:
         grad_x = _unpadded(o, grad_x).contiguous(memory_format=problem.memory_format)
-    grad_bias = grad.sum((0, *range(2, grad.dim())), dtype=w.dtype) if want_bias else None
+    grad_bias = grad.sum((0, *range(2, grad.dim())), dtype=problem.sum_dtype) if want_bias else None
     return [grad_x if want_x else None, grad_w, grad_p, grad_bias]

@@ -240,3 +240,34 @@ print(peak() - before)
     image = 64 * 64 * 64 * 4
     outputs = 2 * image  # output and input gradient, per image
     assert runs[1] - runs[0] < 16 * outputs + 2 * image, [r / image for r in runs]
+
+
+def test_sums_that_overflow_are_answered_by_the_dense_form() -> None:
+    """Finite tensors whose ring sums leave float32, though the output would not."""
+    x, w, sigma = torch.full((1, 1, 5, 5), 2e38), torch.full((1, 1, 3), 1e-4), radconv_ext.default_sigma(5)
+    grad = torch.full((1, 1, 1, 1), 1e-4)
+    found = []
+    for engine in ("cpu", "reference"):
+        leaves = [t.clone().requires_grad_() for t in (x, w, sigma)]
+        y = radconv_ext.gmr_conv2d(*leaves, engine=engine)
+        found.append([y, *torch.autograd.grad(y, leaves, grad)])
+    for a, b in zip(*found, strict=True):
+        assert b.isfinite().all()
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=0)
+
+
+def test_window_beyond_the_halo_is_declined_with_a_reason() -> None:
+    x, w, sigma = torch.randn(1, 1, 1500, 1500), torch.randn(1, 1, 2), radconv_ext.default_sigma(3)
+    with pytest.raises(ValueError, match=r"'cpu' can't serve this call: one output needs a window of \d+ elements"):
+        radconv_ext.gmr_conv2d(x, w, sigma, dilation=740, engine="cpu")
+    assert radconv_ext.gmr_conv2d(x, w, sigma, dilation=740).shape == (1, 1, 20, 20)
+
+
+def test_float32_bias_beside_half_weights_keeps_its_gradient() -> None:
+    """The bias gradient is summed and handed over in float32."""
+    x, w = torch.randn(1, 2, 9, 9).bfloat16(), torch.randn(3, 2, 3).bfloat16()
+    sigma, bias = radconv_ext.default_sigma(5).bfloat16(), torch.zeros(3, requires_grad=True)
+    for engine in ("cpu", "reference"):
+        y = radconv_ext.gmr_conv2d(x, w, sigma, bias, engine=engine)
+        (grad,) = torch.autograd.grad(y, [bias], torch.full_like(y, 1 + 2**-7))
+        assert grad.tolist() == [25 * (1 + 2**-7)] * 3  # bfloat16 would round this

@@ -214,3 +214,31 @@ def test_use_engine_insists() -> None:
             radconv_ext.gmr_conv2d(x.double(), w.double(), sigma.double())
         radconv_ext.gmr_conv2d(x.double(), w.double(), sigma.double(), engine="auto")
     assert radconv_ext.current_engine() == "auto"
+
+
+def test_autocast_takes_the_other_half_type() -> None:
+    tensors = Case("half", (9, 10)).tensors(torch.float16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = Case("half", (9, 10))(tensors, "cpu")
+    wide = {name: t.float() for name, t in tensors.items()}
+    expected = Case("half", (9, 10))({**wide, "x": tensors["x"].bfloat16()}, "cpu")
+    assert y.dtype is torch.bfloat16
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_forward_mode_and_transforms_are_refused_not_dropped(record: bool) -> None:
+    """There is no forward-mode rule yet: a derivative must not silently be zero."""
+    x, w, sigma = torch.randn(1, 2, 9, 9), torch.randn(3, 2, 3), radconv_ext.default_sigma(5)
+
+    def function(x: Tensor) -> Tensor:
+        return radconv_ext.gmr_conv2d(x, w, sigma)
+
+    with torch.set_grad_enabled(record):
+        with pytest.raises(RuntimeError):
+            torch.func.jvp(function, (x,), (torch.ones_like(x),))
+        with torch.autograd.forward_ad.dual_level(), pytest.raises((RuntimeError, NotImplementedError)):
+            function(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+        with pytest.raises(RuntimeError):
+            torch.func.grad(lambda x: function(x).sum())(x)
+    assert function(x).isfinite().all()

@@ -298,6 +298,7 @@ bool weight_gradient(const ConvShape& shape, const RingModel& model, bool transp
   for (int64_t s = 1; s < call.splits; ++s)
     for (int64_t i = 0; i < sums_size; ++i)
       sums[static_cast<size_t>(i)] += sums[static_cast<size_t>(s * sums_size + i)];
+  if (!all_finite(sums.get(), sums_size)) return false;
   const WeightView view{w, transpose, shape.groups, shape.in_per_group, shape.out_per_group, model.rings};
   finish_gradients(view, model, gradient, sums.get(), call.out_pitch, grad_w, grad_parameter, threads);
   return true;

@@ -9,8 +9,8 @@
 namespace radconv::cpu {
 
 // Runs task(0) .. task(count - 1) on up to `threads` threads, the caller among them, and returns when all are done.
-// Tasks are handed out in order, whoever is free takes the next; several callers may be inside at once.  A task must
-// not throw.
+// Tasks are handed out in order, whoever is free takes the next; several callers may be inside at once.  What a task
+// throws is thrown here, once no task runs any more.
 void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& task);
 
 }  // namespace radconv::cpu

@@ -71,6 +71,11 @@ struct FiniteCheck {
 
   void add(Vec v) { vectors += v * 0.0f; }
   void add(float v) { scalars += v * 0.0f; }
+  void add_run(const float* run, int64_t count) {
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) add(load(run + i));
+    for (; i < count; ++i) add(run[i]);
+  }
   bool finite() const {
     float sum = scalars;
     for (int i = 0; i < kLanes; ++i) sum += vectors[i];
@@ -91,9 +96,7 @@ inline void copy_run(const float* from, int64_t count, float* to, FiniteCheck& c
 
 inline void copy_run(const uint16_t* from, int64_t count, float* to, FiniteCheck& check) {
   for (int64_t i = 0; i < count; ++i) to[i] = read(from + i);
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) check.add(load(to + i));
-  for (; i < count; ++i) check.add(to[i]);
+  check.add_run(to, count);
 }
 
 // --- product: C (R x V vectors) = or += A (R x depth) * B (depth x V vectors) ----------------------------------------
@@ -427,6 +430,10 @@ void conv_group(const ConvCall& call, const TilePlace& at, const Columns& column
               b.out + o * pitch + s * kStrip, pitch, c > 0);
     }
   }
+  // finite data may overflow in a sum that the dense form never makes
+  FiniteCheck check;
+  for (int64_t o = 0; o < out_count; ++o) check.add_run(b.out + o * pitch, pixels);
+  if (!check.finite()) __atomic_store_n(call.nonfinite, true, __ATOMIC_RELAXED);
   store_tile<T>(call, at, group * shape.out_per_group + out_first, out_count, b.out);
 }
 

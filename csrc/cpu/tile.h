@@ -43,7 +43,7 @@ struct Call {
   const float* basis;    // (ceil(rows / MR), buckets, MR); depthwise: one such block per group
   int64_t basis_stride;  // between groups; 0 when shared
   int64_t chunk;         // input channels per panel
-  bool* nonfinite;       // set, by any thread, when x or the gradient holds NaN or Inf
+  bool* nonfinite;       // set, by any thread, by NaN or Inf in x, the gradient or a result
 };
 
 struct ConvCall : Call {
@@ -51,7 +51,7 @@ struct ConvCall : Call {
   const float* bias;
   void* y;
   Strides ys;
-  int64_t out_block;  // output channels of a task, a multiple of MR
+  int64_t out_block;  // output channels of a task: a multiple of MR; all of a group when depthwise
   int64_t out_blocks;
   int64_t groups_per_task;
   int64_t group_tasks;
@@ -60,7 +60,7 @@ struct ConvCall : Call {
 struct WeightCall : Call {
   const void* grad;
   Strides gs;
-  int64_t splits;      // fixed by the problem alone, so the sum's order is too
+  int64_t splits;      // fixed by problem and instruction set, not by threads, so the sum's order is too
   int64_t chunks;      // of input channels
   int64_t out_pitch;   // O' rounded up to whole vectors
   int64_t grad_block;  // output channels packed at a time, whole strips
@@ -81,7 +81,8 @@ extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 
-// Zeroed, 64-byte aligned memory of this thread, kept and reused; never holds more than one tile's buffers.
+// 64-byte aligned memory of this thread, kept and reused: zeros at first, then what the last task left.  Lanes past the
+// end of a row read that, and never mix with valid ones.
 float* scratch(int64_t floats);
 
 }  // namespace radconv::cpu

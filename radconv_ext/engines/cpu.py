@@ -1,12 +1,13 @@
 """The native CPU engine: `radconv_ext._C` on raw pointers.
 
-Data with NaN or Inf in them are answered by the dense form: the factored sum `(x * Q) * (w L)` would turn an Inf into
-a NaN, and taps outside the support would not see it, so the result would not be that of a convolution.  The kernels
-notice while they read, and say so.
+Tensors with NaN or Inf in them are answered by the dense form: the factored sum `(x * Q) * (w L)` would turn an Inf
+into a NaN, and taps outside the support would not see it, so the result would not be that of a convolution.  So are
+results that overflow, which a sum of rings may do where the dense one does not.  The kernels notice, and say so.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..profiles import SIGMA_MIN, ring_centres, sigma_max
 __all__ = ["CpuEngine"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_LARGEST_HALO = 2**21  # elements, 8 MiB: beyond, by huge dilation, the copy costs more than it saves
 _NATIVE_FAMILY = {
     "gaussian": "gaussian",
     "banded": "banded",
@@ -47,6 +49,11 @@ class CpuEngine:
             return "channel-wise sigma can't be written as shared rings, only as a dense kernel"
         if problem.options.family not in _NATIVE_FAMILY:
             return f"has no native profile of family {problem.options.family!r}"
+        halo = math.prod(reach + 1 for reach in problem.options.reach)
+        if halo > _LARGEST_HALO:
+            return (
+                f"one output needs a window of {halo} elements, more than the {_LARGEST_HALO} that are copied at once"
+            )
         return self.why_missing()
 
     def forward(
@@ -78,7 +85,7 @@ class CpuEngine:
             )  # fmt: skip
         if not finite:
             return reference.backward(problem, grad, x, w, p, wanted)
-        grad_bias = grad.sum((0, *range(2, grad.dim())), dtype=w.dtype) if want_bias else None
+        grad_bias = grad.sum((0, *range(2, grad.dim())), dtype=problem.sum_dtype) if want_bias else None
         return [grad_x, _like(grad_w, w), _like(grad_p, p), grad_bias]
 
 
