@@ -61,7 +61,11 @@ class CpuEngine:
     ) -> Tensor:
         # empty_like takes half the time of empty
         y = torch.empty_like(x) if problem.output_is_like_x else _empty(problem, problem.output_shape)
-        if problem.batch == 0 or _conv(_plan(problem, "forward"), x, None, _floats(w), _floats(p), _floats(bias), y):
+        if problem.batch == 0:
+            return y
+        p_floats = None if p is None else _floats(p)
+        bias_floats = None if bias is None else _floats(bias)
+        if _conv(_plan(problem, "forward"), x, None, _floats(w), p_floats, bias_floats, y):
             return y
         return reference.forward(problem, x, w, p, bias)
 
@@ -69,8 +73,7 @@ class CpuEngine:
         self, problem: RadialConvProblem, grad: Tensor, x: Tensor, w: Tensor, p: Tensor | None, wanted: Sequence[bool]
     ) -> list[Tensor | None]:
         want_x, want_w, want_p, want_bias = wanted
-        w_floats, p_floats = _floats(w), _floats(p)
-        assert w_floats is not None
+        w_floats, p_floats = _floats(w), None if p is None else _floats(p)
         finite = True
         grad_x = grad_w = grad_p = None
         if want_x:
@@ -89,9 +92,9 @@ class CpuEngine:
         return [grad_x, _like(grad_w, w), _like(grad_p, p), grad_bias]
 
 
-def _floats(t: Tensor | None) -> Tensor | None:
+def _floats(t: Tensor) -> Tensor:
     """Contiguous float32: what the native core reads weights, parameters and bias as."""
-    return t if t is None or (t.dtype is torch.float32 and t.is_contiguous()) else t.to(torch.float32).contiguous()
+    return t if t.dtype is torch.float32 and t.is_contiguous() else t.to(torch.float32).contiguous()
 
 
 def _like(grad: Tensor | None, t: Tensor | None) -> Tensor | None:
@@ -113,14 +116,20 @@ def _conv(
     plan: Any,
     x: Tensor,
     strides: tuple[int, ...] | None,  # None: those of the problem's x
-    w: Tensor | None,
+    w: Tensor,
     p: Tensor | None,
     bias: Tensor | None,
     y: Tensor,
 ) -> bool:
     """True unless something was NaN or Inf."""
     return plan.conv(
-        x.data_ptr(), strides, _address(w), _address(p), _address(bias), y.data_ptr(), torch.get_num_threads()
+        x.data_ptr(),
+        strides,
+        w.data_ptr(),
+        0 if p is None else p.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        torch.get_num_threads(),
     )
 
 
