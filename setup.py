@@ -3,7 +3,7 @@
 The static metadata is in pyproject.toml. Environment variables:
 
     CXX                  C++ compiler; default: the first of c++, g++, clang++ on PATH. None: a pure-Python install.
-    RADCONV_CUDA         auto (default): CUDA kernels where a working nvcc is found; on: insist; off: never.
+    RADCONV_CUDA         auto (default): CUDA part where a working nvcc is found; on: insist; off: never.
     RADCONV_CUDA_ARCHS   CUDA targets in CMake's form, such as "80-real;90"; default: this machine's card, else
                          sm_80, sm_90 and PTX for newer cards.
     CUDACXX, CUDA_HOME,  where nvcc is looked for, besides PATH.
@@ -244,7 +244,7 @@ def build_native(plan: Plan, destination: Path, version: str) -> dict[str, objec
                 raise fail(f"RADCONV_CUDA=on, but {cuda_reason}.")
             nvcc = None
     if cuda_reason is not None:
-        print(f"{PACKAGE}: building without the CUDA kernels: {cuda_reason}.", flush=True)
+        print(f"{PACKAGE}: building without the CUDA part: {cuda_reason}.", flush=True)
 
     # CMake keeps the compilers of its first run, and its cache breaks when the tree moves: one folder for each.
     identity = [str(ROOT), sys.executable, sysconfig.get_config_var("EXT_SUFFIX"), plan.cxx, nvcc, architectures, host]

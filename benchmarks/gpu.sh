@@ -5,7 +5,7 @@
 #
 # FOLDER receives a log per step, benchmarks.json and summary.txt. Every step runs, also after a failed one; the exit
 # status is 1 if any failed, 2 if the machine lacks something that all steps need.
-# Variables: PYTHON (python3), STEPS ("environment build tests benchmarks"), RADCONV_CUDA (on: the CUDA kernels must
+# Variables: PYTHON (python3), STEPS ("environment build tests benchmarks"), RADCONV_CUDA (on: the CUDA part must
 # build), RADCONV_CUDA_ARCHS.
 set -uo pipefail
 

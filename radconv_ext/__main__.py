@@ -35,7 +35,7 @@ def _info() -> int:
     if module is not None:
         built = ", ".join(info["native"]["isas"] or module.available_isas())
         rows.append(("instruction set", f"{module.current_isa()} (of {built})"))
-    rows.append(("CUDA kernels", _state(cuda["reason"], "CUDA kernels")))
+    rows.append(("CUDA part", _state(cuda["reason"], "CUDA part")))
     if cuda["built"]:
         rows.append(("CUDA targets", f"{', '.join(cuda['architectures'])}, nvcc {cuda['nvcc']}"))
     _print_rows(rows)

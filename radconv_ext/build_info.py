@@ -36,7 +36,7 @@ class NativeInfo(TypedDict):
 
 
 class CudaInfo(TypedDict):
-    """The CUDA kernels in the compiled module. `reason` is None exactly when they can run on this machine."""
+    """The CUDA part in the compiled module. `reason` is None exactly when they can run on this machine."""
 
     built: bool
     nvcc: str | None  # "13.0"
@@ -100,7 +100,7 @@ def _dotted(version: int) -> str:
 
 
 def _why_no_cuda(cuda: CudaInfo) -> str | None:
-    """Why the CUDA kernels can't run; `cuda["reason"]` holds the recorded reason where they aren't built."""
+    """Why the CUDA part can't run; `cuda["reason"]` holds the recorded reason where they aren't built."""
     runtime, driver = cuda["runtime_version"], cuda["driver_version"]
     if not cuda["built"]:
         return _NEVER_BUILT if _record() is None else f"not built, {cuda['reason']}"
@@ -138,7 +138,7 @@ def _package_version() -> str:
 def build_info() -> BuildInfo:
     """What this installation was built with, what is missing and why.
 
-    With CUDA kernels built in, this asks the CUDA driver for its version and devices, which initialises the driver in
+    With the CUDA part built in, this asks the CUDA driver for its version and devices, which initialises the driver in
     this process: a child that is forked afterwards can't use CUDA.
 
     Returns:
@@ -167,7 +167,7 @@ def build_info() -> BuildInfo:
         reason=built["cuda"].get("reason"),
     )
     why_no_cuda = _why_no_cuda(cuda_part)
-    cuda_part["reason"] = None if why_no_cuda is None else f"CUDA kernels: {why_no_cuda}"
+    cuda_part["reason"] = None if why_no_cuda is None else f"CUDA part: {why_no_cuda}"
     versions: dict[str, str | None] = {
         "radconv_ext": _package_version(),
         "python": platform.python_version(),

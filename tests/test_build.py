@@ -135,7 +135,7 @@ def test_native_library_is_built_and_loads():
 def test_cuda_part_is_usable_or_says_why_not():
     part = build_info()["cuda"]
     if not part["built"]:
-        assert part["reason"].startswith("CUDA kernels: not built, ")
+        assert part["reason"].startswith("CUDA part: not built, ")
         return
     assert part["nvcc"]
     assert part["architectures"]
@@ -143,7 +143,7 @@ def test_cuda_part_is_usable_or_says_why_not():
     if torch.version.cuda and torch.cuda.is_available() and part["reason"] is None:
         assert part["device_count"] == torch.cuda.device_count()
     if part["device_count"] == 0:
-        assert part["reason"].startswith("CUDA kernels: built, but") or "driver serves" in part["reason"]
+        assert part["reason"].startswith("CUDA part: built, but") or "driver serves" in part["reason"]
 
 
 BUILT = {
@@ -177,17 +177,15 @@ UPDATE = "update the driver or build with an older CUDA"
 NEVER_BUILT = "running from a source tree that was never built: run `pip install -e .`"
 MISSING = [
     Missing("all_there", BUILT, module_with(13000, 1), []),
-    Missing(
-        "no_compiler", PURE, ABSENT, [f"native library: not built, {NO_CXX}", f"CUDA kernels: not built, {NO_CXX}"]
-    ),
-    Missing("never_built", None, ABSENT, [f"native library: {NEVER_BUILT}", f"CUDA kernels: {NEVER_BUILT}"]),
+    Missing("no_compiler", PURE, ABSENT, [f"native library: not built, {NO_CXX}", f"CUDA part: not built, {NO_CXX}"]),
+    Missing("never_built", None, ABSENT, [f"native library: {NEVER_BUILT}", f"CUDA part: {NEVER_BUILT}"]),
     Missing(
         "does_not_load",
         BUILT,
         ImportError("GLIBCXX_3.4.99 not found"),
         [
             "native library: built, but it fails to load: GLIBCXX_3.4.99 not found",
-            "CUDA kernels: built, but the native library that holds them does not load",
+            "CUDA part: built, but the native library that holds them does not load",
         ],
     ),
     Missing(
@@ -196,17 +194,17 @@ MISSING = [
         ABSENT,
         [
             f"native library: built, but not for this Python ({THIS_PYTHON}): run `pip install` with it",
-            "CUDA kernels: built, but the native library that holds them does not load",
+            "CUDA part: built, but the native library that holds them does not load",
         ],
     ),
-    Missing("no_driver", BUILT, module_with(0, 0), ["CUDA kernels: built, but this machine has no NVIDIA driver"]),
+    Missing("no_driver", BUILT, module_with(0, 0), ["CUDA part: built, but this machine has no NVIDIA driver"]),
     Missing(
         "old_driver",
         BUILT,
         module_with(12080, 0),
-        [f"CUDA kernels: built with CUDA 13.0, but the driver serves CUDA 12.8 at most: {UPDATE}"],
+        [f"CUDA part: built with CUDA 13.0, but the driver serves CUDA 12.8 at most: {UPDATE}"],
     ),
-    Missing("no_device", BUILT, module_with(13010, 0), ["CUDA kernels: built, but no CUDA device is visible"]),
+    Missing("no_device", BUILT, module_with(13010, 0), ["CUDA part: built, but no CUDA device is visible"]),
 ]
 
 
@@ -396,5 +394,5 @@ def test_sources_that_do_not_compile_are_an_error_not_a_fallback(setup_py, tmp_p
         setup_py.build_native(plan, tmp_path / "out", "0")
     assert not (tmp_path / "out").exists()
     said = capfd.readouterr().out
-    assert "building without the CUDA kernels" in said  # auto: an unusable nvcc is a reason, no error
+    assert "building without the CUDA part" in said  # auto: an unusable nvcc is a reason, no error
     assert "-DRADCONV_CUDA=OFF" in said
