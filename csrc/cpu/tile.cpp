@@ -8,8 +8,9 @@
 // rows (rings), which are laid down as the right-hand panel of the product with the mixing matrix.  Lanes are output
 // pixels throughout.
 //
-// Bound: the product, 2 * O * rows FLOP per pixel and channel, runs from registers (MR x NR blocks) at about 90 % of
-// the multiply-add rate; the additions take about 100 vector instructions per 16 pixels and channel at k = 9.
+// Bound: the product, 2 * O * rows FLOP per pixel and channel, which runs from registers (MR x NR blocks).  Beside it,
+// at k = 9, each vector of pixels and each channel take 39 loads of pair sums with their additions and 65
+// multiply-adds.
 //
 // Compiled once per instruction set with RADCONV_ISA = baseline, avx2 or avx512; see tile.h for what must not be used.
 
