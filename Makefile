@@ -2,7 +2,7 @@
 # make gpu OUT=folder                 on a machine with an NVIDIA GPU, with its own Python and torch, without network
 # make clean                          removes what was built, and .venv
 #
-# Variables: PYTHON (python3), RADCONV_CUDA (auto, on, off), RADCONV_CUDA_ARCHS, CXX, OUT.
+# Variables: JOBS (2: processes for the Triton kernels in the interpreter), PYTHON (python3), RADCONV_CUDA (auto, on, off), RADCONV_CUDA_ARCHS, CXX, OUT.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -20,7 +20,8 @@ demo: $(STAMPS)/demo $(STAMPS)/install
 	$(BIN)/python -m radconv_ext demo
 
 test: $(STAMPS)/test $(STAMPS)/released $(STAMPS)/install
-	$(BIN)/pytest -q --durations=15
+	$(BIN)/pytest -q --durations=15 --ignore=tests/test_triton.py
+	$(BIN)/pytest -q --durations=5 -n $(or $(JOBS),2) tests/test_triton.py
 
 check: $(STAMPS)/lint
 	$(BIN)/ruff check .

@@ -12,17 +12,19 @@ import importlib.metadata
 import importlib.util
 import json
 import platform
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypedDict
 
-__all__ = ["BuildInfo", "CudaInfo", "NativeInfo", "build_info", "native", "native_reason"]
+__all__ = ["BuildInfo", "CudaInfo", "NativeInfo", "build_info", "native", "native_reason", "triton_reason"]
 
 _MODULE = f"{__package__}._C"
 _RECORD = Path(__file__).with_name("_build.json")  # written by setup.py
 _NEVER_BUILT = "running from a source tree that was never built: run `pip install -e .`"
 _TRITON_DISTRIBUTIONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "pytorch-triton-xpu", "triton-windows")
+_TRITON_MINIMUM = (3, 6)
 
 
 class NativeInfo(TypedDict):
@@ -127,6 +129,17 @@ def _triton_version() -> str | None:
     return "unknown"
 
 
+def triton_reason() -> str | None:
+    """Why the Triton kernels can't be used, in one sentence, as far as it shows without importing triton; or None."""
+    version = _triton_version()
+    if version is None:
+        return "Triton kernels: triton is not installed"
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is not None and tuple(map(int, found.groups())) < _TRITON_MINIMUM:
+        return f"Triton kernels: need triton {'.'.join(map(str, _TRITON_MINIMUM))} or newer, this is {version}"
+    return None
+
+
 def _package_version() -> str:
     try:
         return importlib.metadata.version("radconv_ext")
@@ -174,6 +187,5 @@ def build_info() -> BuildInfo:
         "torch": torch.__version__,
         "triton": _triton_version(),
     }
-    no_triton = None if versions["triton"] else "Triton kernels: triton is not installed"
-    missing = [reason for reason in (native_part["reason"], cuda_part["reason"], no_triton) if reason]
+    missing = [reason for reason in (native_part["reason"], cuda_part["reason"], triton_reason()) if reason]
     return BuildInfo(versions=versions, native=native_part, cuda=cuda_part, missing=missing)

@@ -10,7 +10,7 @@ everything, and derives the geometry that every engine works from.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -332,7 +332,7 @@ class RadialConvProblem:
     x_strides: tuple[int, ...]
     channels_last: bool  # memory format of the output and of x's gradient
     channelwise: bool  # sigma per output and input channel: (O, C/groups, n)
-    engine_state: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # plans its engine keeps
+    engine_state: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # plans its engine keeps
 
     @cached_property
     def output_shape(self) -> tuple[int, ...]:
@@ -368,6 +368,28 @@ class RadialConvProblem:
             low = tuple(r - p for r, p in zip(o.reach, o.low, strict=True))
             return Core(self.in_size, self.out_size, ones, o.stride, o.dilation, low, False)
         return Core(self.in_size, self.out_size, o.stride, ones, o.dilation, o.low, o.padding_mode == "circular")
+
+    @cached_property
+    def folds_gradient(self) -> bool:
+        """Whether the gradient by x comes with the margins of circular padding, to be added back to their origin."""
+        core = self.core
+        return core.wrap and (core.in_size != core.out_size or any(s != 1 for s in core.stride))
+
+    @cached_property
+    def gradient_shape(self) -> tuple[int, ...]:
+        """Shape of the gradient by x before `fold_wrapped`."""
+        if not self.folds_gradient:
+            return self.input_shape
+        low, high = self.options.low, self.options.high
+        return (*self.input_shape[:2], *(n + a + b for n, a, b in zip(self.in_size, low, high, strict=True)))
+
+    @cached_property
+    def adjoint_core(self) -> Core:
+        """Index arithmetic of the gradient by x, of `gradient_shape`."""
+        core = self.core
+        if self.folds_gradient:
+            core = replace(core, in_size=self.gradient_shape[2:], low=(0,) * len(core.low), wrap=False)
+        return core.adjoint(self.options.kernel_size)
 
     @cached_property
     def engine(self) -> Any:

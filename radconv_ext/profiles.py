@@ -15,11 +15,11 @@ from torch import Tensor
 from .checks import expect_integer
 from .geometry import Geometry, band_geometry, shell_count, shell_geometry
 
-__all__ = ["FAMILIES", "SIGMA_MIN", "Family", "default_sigma", "fwhm_sigma", "ring_centres", "sigma_max"]
+__all__ = ["FAMILIES", "SIGMA_MIN", "SQRT_2PI", "Family", "default_sigma", "fwhm_sigma", "ring_centres", "sigma_max"]
 
 SIGMA_MIN = 1e-2
 _FWHM = 2.355  # full width at half maximum of a Gaussian, in sigmas, as the paper rounds it
-_SQRT_2PI = 2.5066  # as the released package rounds it: its numbers depend on it
+SQRT_2PI = 2.5066  # as the released package rounds it: its numbers depend on it
 
 
 def sigma_max(rings: int) -> float:
@@ -117,7 +117,7 @@ class _Banded(Family):
     def profile(self, geometry: Geometry, rings: int, sigma: Tensor | None, **tensor_options: Any) -> Tensor:
         assert sigma is not None
         width = _clamped(sigma, rings)
-        return torch.exp(-0.5 * self._squared_offset(rings, sigma) / width**2) / (_SQRT_2PI * width)
+        return torch.exp(-0.5 * self._squared_offset(rings, sigma) / width**2) / (SQRT_2PI * width)
 
     def sigma_gradient(self, geometry: Geometry, rings: int, sigma: Tensor, grad_profile: Tensor) -> Tensor:
         width = _clamped(sigma, rings)

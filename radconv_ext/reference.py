@@ -17,7 +17,7 @@ from torch import Tensor
 from .geometry import OUTSIDE
 from .problem import Options, RadialConvProblem
 
-__all__ = ["backward", "dense_kernel", "fold_wrapped", "forward"]
+__all__ = ["backward", "dense_kernel", "folded_gradient", "forward"]
 
 
 def _sum_dtype(w: Tensor) -> torch.dtype:
@@ -71,7 +71,7 @@ def forward(problem: RadialConvProblem, x: Tensor, w: Tensor, p: Tensor | None, 
     return y.contiguous(memory_format=problem.memory_format)
 
 
-def fold_wrapped(padded: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
+def _fold_wrapped(padded: Tensor, low: Sequence[int], high: Sequence[int]) -> Tensor:
     """Adjoint of circular padding: margins added back to where they were copied from."""
     for axis, (a, b) in enumerate(zip(low, high, strict=True), start=2):
         size = padded.shape[axis] - a - b
@@ -85,11 +85,19 @@ def fold_wrapped(padded: Tensor, low: Sequence[int], high: Sequence[int]) -> Ten
     return padded
 
 
+def folded_gradient(problem: RadialConvProblem, grad_x: Tensor) -> Tensor:
+    """Gradient by x from one of `gradient_shape`: as it is, unless circular padding copied margins."""
+    if not problem.folds_gradient:
+        return grad_x
+    o = problem.options
+    return _fold_wrapped(grad_x, o.low, o.high).contiguous(memory_format=problem.memory_format)
+
+
 def _unpadded(o: Options, grad: Tensor) -> Tensor:
     if not _needs_explicit_padding(o):
         return grad
     if o.padding_mode == "circular":
-        return fold_wrapped(grad, o.low, o.high)
+        return _fold_wrapped(grad, o.low, o.high)
     return F.pad(grad, tuple(-v for v in _pads(o)))
 
 

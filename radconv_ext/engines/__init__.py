@@ -16,6 +16,7 @@ from ..checks import expect_one_of
 from ..problem import RadialConvProblem
 from .cpu import CpuEngine
 from .reference import ReferenceEngine
+from .triton import TritonEngine
 
 __all__ = ["ENGINES", "Engine", "choose", "current_engine", "resolve_engine", "use_engine"]
 
@@ -43,7 +44,7 @@ class Engine(Protocol):
 
 
 # in the order in which choose() tries them
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (CpuEngine(), ReferenceEngine())}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (CpuEngine(), TritonEngine(), ReferenceEngine())}
 
 _preferred: ContextVar[str] = ContextVar("radconv_ext_engine", default="auto")
 
@@ -65,7 +66,7 @@ def use_engine(engine: str) -> Iterator[None]:
     """Insist on one engine for every call inside the `with` block that names none.
 
     Args:
-        engine: "reference", "cpu", or "auto" for the choice by problem.
+        engine: "cpu", "triton", "reference", or "auto" for the choice by problem.
 
     Raises:
         ValueError: unknown engine; inside the block, a call that the engine can't serve, with its reason.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import reference
 from ..build_info import native, native_reason
-from ..problem import Core, RadialConvProblem
+from ..problem import RadialConvProblem
 from ..profiles import SIGMA_MIN, ring_centres, sigma_max
 
 __all__ = ["CpuEngine"]
@@ -133,32 +133,12 @@ def _conv(
     )
 
 
-def _wraps_same(core: Core) -> bool:
-    return core.wrap and core.in_size == core.out_size and all(s == 1 for s in core.stride)
-
-
 def _input_gradient(problem: RadialConvProblem, grad: Tensor, w: Tensor, p: Tensor | None) -> Tensor | None:
     """Gradient by x: the adjoint convolution; None when something was NaN or Inf."""
-    o = problem.options
-    folds = problem.core.wrap and not _wraps_same(problem.core)
-    shape = problem.input_shape
-    if folds:
-        shape = (*shape[:2], *(n + a + b for n, a, b in zip(problem.in_size, o.low, o.high, strict=True)))
-    grad_x = _empty(problem, shape)
+    grad_x = _empty(problem, problem.gradient_shape)
     if problem.batch and not _conv(_plan(problem, "adjoint"), grad, grad.stride(), w, p, None, grad_x):
         return None
-    if folds:
-        grad_x = reference.fold_wrapped(grad_x, o.low, o.high).contiguous(memory_format=problem.memory_format)
-    return grad_x
-
-
-def _adjoint_core(problem: RadialConvProblem) -> Core:
-    o, core = problem.options, problem.core
-    if core.wrap and not _wraps_same(core):
-        # gradient of the explicitly padded input; its margins are folded back afterwards
-        padded = tuple(n + a + b for n, a, b in zip(core.in_size, o.low, o.high, strict=True))
-        core = Core(padded, core.out_size, core.stride, core.upsample, core.dilation, (0,) * o.ndim, False)
-    return core.adjoint(o.kernel_size)
+    return reference.folded_gradient(problem, grad_x)
 
 
 def _plan(problem: RadialConvProblem, direction: str) -> Any:
@@ -183,7 +163,7 @@ def _make_plan(problem: RadialConvProblem, adjoint: bool) -> Any:
         sigma_min=SIGMA_MIN,
         sigma_max=sigma_max(o.rings),
     )
-    core = _adjoint_core(problem) if adjoint else problem.core
+    core = problem.adjoint_core if adjoint else problem.core
     channels = (problem.in_channels // o.groups, problem.out_channels // o.groups)
     return c.CpuPlan(
         model=model,
