@@ -10,6 +10,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before the kernels are imported
+
 torch.set_num_threads(2)
 
 # Test modules that need more than torch, pytest and hypothesis. Missing packages fail the tests, except on a machine

@@ -223,7 +223,7 @@ def test_every_missing_part_is_named_with_its_reason(case, monkeypatch, tmp_path
     monkeypatch.setattr(
         info_module, "importlib", SimpleNamespace(**{**vars(importlib), "import_module": import_module})
     )
-    monkeypatch.setattr(info_module, "_triton_version", lambda: "3.0.0")
+    monkeypatch.setattr(info_module, "_triton_version", lambda: "3.6.0")
     for cached in (info_module._record, info_module._load):
         monkeypatch.setattr(info_module, cached.__name__, cached.__wrapped__)
     assert build_info()["missing"] == case.expected

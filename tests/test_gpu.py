@@ -2,15 +2,129 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from cases import CASES, Case
-from test_engines import largest_errors, outputs_of
+from test_engines import failures_of_threads, largest_errors, outputs_of
+from torch import Tensor
+
+import radconv_ext
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
 pytestmark = pytest.mark.gpu
+
+# largest error over the largest value of the float64 reference: a few units of the type; not measured on a card yet
+TOLERANCE = {"float32": 5e-6, "tf32": 5e-3, "float16": 4e-3, "bfloat16": 2e-2}
+BY_ID = {case.id: case for case in CASES}
+
+
+def on_card(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.cuda() for name, t in tensors.items()}
+
+
+@pytest.fixture(autouse=True)
+def _full_float32() -> Iterator[None]:
+    """Torch's convolutions use TF32 by default, and so do ours."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_triton_engine_agrees_with_the_definition(case: Case, precision: str) -> None:
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+    expected = outputs_of(case, case.tensors(torch.float64), "reference")
+    found = outputs_of(case, on_card(case.tensors(dtype)), "triton")
+    errors = largest_errors({name: t.cpu() for name, t in found.items()}, expected)
+    assert max(errors.values()) < TOLERANCE[precision], errors
+
+
+@pytest.mark.parametrize("id", ["channels-17-23", "depthwise", "volume", "channels-last"])
+def test_runs_are_bitwise_equal(id: str) -> None:
+    case = BY_ID[id]
+    first, again = (outputs_of(case, on_card(case.tensors(torch.bfloat16)), "triton") for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_launches_go_to_the_current_stream() -> None:
+    """The input is made on that stream too, behind a delay: work on any other one would read it too early."""
+    case = BY_ID["channels-last"]
+    expected = outputs_of(case, case.tensors(torch.float64), "reference")
+    tensors = on_card(case.tensors(torch.float32))
+    outputs_of(case, tensors, "triton")  # compiled
+    late = {name: torch.full_like(t, torch.nan) for name, t in tensors.items()}
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        for name, t in tensors.items():
+            late[name].copy_(t)
+        found = outputs_of(case, late, "triton")
+    stream.synchronize()
+    errors = largest_errors({name: t.cpu() for name, t in found.items()}, expected)
+    assert max(errors.values()) < TOLERANCE["float32"], errors
+
+
+def test_graph_capture() -> None:
+    """Captured forward and backward, replayed with other numbers."""
+    case = Case("graph", (20, 21), channels=(16, 24), options={"padding": "same"})
+    leaves = {name: t.cuda().requires_grad_() for name, t in case.tensors(torch.float32).items()}
+
+    def step() -> list[Tensor]:
+        y = case(leaves, "triton")
+        return [y, *torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y))]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for t in leaves.values():
+            t.mul_(0.75)
+    graph.replay()
+    torch.cuda.synchronize()
+    for found, expected in zip(captured, step(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_threads_at_once() -> None:
+    def outputs(case: Case) -> dict[str, Tensor]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found = outputs_of(case, on_card(case.tensors(torch.float32)), "triton")
+            torch.cuda.current_stream().synchronize()
+        return found
+
+    assert failures_of_threads([Case(f"t-{i}", (20 + i, 30), channels=(8, 8 + i)) for i in range(4)], outputs) == []
+
+
+@pytest.mark.skipif(
+    torch.cuda.get_device_properties(0).total_memory < 30 * 2**30, reason="needs a card with 30 GiB of memory"
+)
+def test_image_of_more_than_2_to_the_31_elements() -> None:
+    x = torch.randn(1, 16, 11600, 11700, device="cuda", dtype=torch.bfloat16)
+    assert x.numel() > 2**31
+    w, sigma = torch.randn(16, 16, 2, device="cuda"), radconv_ext.default_sigma(3).cuda()
+    y = radconv_ext.gmr_conv2d(x, w, sigma, padding=1, engine="triton")
+    corner = radconv_ext.gmr_conv2d(x[..., -9:, -9:].float(), w, sigma, padding=1, engine="reference")
+    torch.testing.assert_close(y[..., -8:, -8:].float(), corner[..., -8:, -8:], rtol=2e-2, atol=0.2)
+
+
+def test_triton_engine_is_chosen() -> None:
+    tensors = on_card(BY_ID["batch-1"].tensors(torch.float16))
+    chosen = BY_ID["batch-1"](tensors, "auto")
+    assert torch.equal(chosen, BY_ID["batch-1"](tensors, "triton"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

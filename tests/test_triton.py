@@ -1,0 +1,316 @@
+"""The Triton engine in Triton's interpreter, on CPU tensors: the kernels themselves, without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case
+from test_engines import largest_errors, outputs_of
+from test_gradients import rounding_errors
+from torch import Tensor
+from triton.runtime import interpreter
+
+import radconv_ext
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("a GPU is here: test_gpu.py runs the compiled kernels instead", allow_module_level=True)
+
+from radconv_ext.triton_kernels import configs, launch, plan
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+# largest error over the largest value of the float64 reference, any output or gradient, any case
+TOLERANCE = {
+    "float32": 2e-6,  # worst seen 4.8e-7
+    "float16": 1.5e-3,  # worst seen 7.2e-4, input gradient of volume-tiles
+}
+BY_ID = {case.id: case for case in CASES}
+
+
+def agree(case: Case, dtype: str) -> None:
+    found = outputs_of(case, case.tensors(DTYPES[dtype]), "triton")
+    expected = outputs_of(case, case.tensors(torch.float64), "reference")
+    assert all(t.dtype is DTYPES[dtype] for t in found.values())
+    errors = largest_errors(found, expected)
+    assert max(errors.values()) < TOLERANCE[dtype], errors
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _patched_once() -> Iterator[None]:
+    """The interpreter patches triton.language anew at each call of a device function, a third of its time for nothing:
+    what a launch has patched once stays so."""
+    real, patched = interpreter._patch_lang, set[int]()
+    real_call = interpreter.GridExecutor.__call__
+
+    def patch(fn: Any) -> Any:
+        if id(fn.__globals__) not in patched:
+            patched.add(id(fn.__globals__))
+            return real(fn)
+        return None  # nobody restores a device function's scope
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        patched.clear()  # the launch before has restored what it patched
+        return real_call(self, *args, **kwargs)
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch, call
+    yield
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = real, real_call
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_kernels_agree_with_the_definition(case: Case, dtype: str) -> None:
+    agree(case, dtype)
+
+
+@pytest.mark.parametrize(
+    "id",
+    ["channels-last", "channels-last-3d", "channels-last-stride", "channels-last-depthwise", "transpose-channels-last"],
+)
+def test_two_half_floats_in_a_word(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float16 is read so where operands are rearranged anyway, bfloat16 always; the interpreter runs the first."""
+    monkeypatch.setattr(configs, "settles", lambda card: True)
+    agree(BY_ID[id], "float16")
+
+
+@pytest.mark.parametrize("id", ["batch-1", "stride-2", "depthwise"])
+def test_offsets_of_64_bits(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tensors past 2**31 elements need them."""
+    monkeypatch.setattr(plan, "_span", lambda t, reach: 2**31)
+    agree(BY_ID[id], "float32")
+
+
+@pytest.mark.parametrize("id", ["batch-1", "wide-sigma", "channels-17-23", "stride-2", "groups-2"])
+def test_combined_rings(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells combined before the product, as products without TF32 have it, and not."""
+    for combine in (True, False):
+        monkeypatch.setattr(configs, "combines", lambda rings, buckets, *_, c=combine: c and rings < buckets)
+        agree(BY_ID[id], "float32")
+        agree(BY_ID[id], "float16")
+
+
+@pytest.mark.parametrize("wanted", [("x",), ("w",), ("p",), ("bias",), ("x", "p"), ("w", "bias")])
+def test_gradients_asked_for_alone(wanted: tuple[str, ...]) -> None:
+    case = Case("one-gradient", (9, 10))
+    expected = outputs_of(case, case.tensors(torch.float64), "reference")
+    tensors = case.tensors(torch.float32)
+    leaves = [tensors[name].requires_grad_() for name in wanted]
+    y = case(tensors, "triton")
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    found = {f"grad_{name}": g for name, g in zip(wanted, torch.autograd.grad(y, leaves, grad), strict=True)}
+    errors = largest_errors(found, {name: expected[name] for name in found})
+    assert max(errors.values()) < TOLERANCE["float32"], errors
+
+
+def test_gradient_that_is_not_contiguous() -> None:
+    case = Case("strided-gradient", (9, 10), channels=(5, 7))
+    results = []
+    for dtype, engine in ((torch.float32, "triton"), (torch.float64, "reference")):
+        leaves = {name: t.requires_grad_() for name, t in case.tensors(dtype).items()}
+        y = case(leaves, engine)
+        grad = torch.randn(7, 2, 6, 5, generator=torch.Generator().manual_seed(3)).to(dtype).permute(1, 0, 3, 2)
+        results.append(torch.autograd.grad(y, list(leaves.values()), grad))
+        results[-1] += torch.autograd.grad(case(leaves, engine).sum(), list(leaves.values()))  # expanded, stride 0
+    for found, expected in zip(*results, strict=True):
+        assert (found.double() - expected).abs().max() < 2e-6 * expected.abs().max()
+
+
+def test_weights_that_are_not_contiguous() -> None:
+    x, w, sigma = torch.randn(1, 4, 9, 9), torch.randn(3, 4, 6).mT.contiguous().mT, radconv_ext.default_sigma(5)
+    strided = w[..., ::2]
+    assert not strided.is_contiguous()
+    y = radconv_ext.gmr_conv2d(x, strided, sigma, engine="triton")
+    torch.testing.assert_close(y, radconv_ext.gmr_conv2d(x, strided.contiguous(), sigma, engine="reference"))
+
+
+def test_batch_of_none() -> None:
+    tensors = [torch.randn(0, 4, 9, 9), torch.randn(3, 4, 3), radconv_ext.default_sigma(5)]
+    leaves = [t.requires_grad_() for t in tensors]
+    y = radconv_ext.gmr_conv2d(*leaves, engine="triton")
+    gradients = torch.autograd.grad(y.sum(), leaves)
+    assert y.shape == (0, 3, 5, 5)
+    assert [tuple(g.shape) for g in gradients] == [tuple(t.shape) for t in tensors]
+    assert not any(g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("id", ["width-17", "stride-3", "transpose-output-padding", "depthwise", "channels-last-3d"])
+def test_every_element_is_written(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs and workspaces start as NaN, or as its bits."""
+    case = BY_ID[id]
+    tensors = case.tensors(torch.float32)
+    real = torch.empty
+
+    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+        made = real(*args, **kwargs)
+        return made.fill_(torch.nan) if made.dtype.is_floating_point else made.fill_(0x7FC00000)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", poisoned)
+        patch.setattr(torch, "empty_like", lambda t: torch.full_like(t, torch.nan))
+        found = outputs_of(case, tensors, "triton")
+    errors = largest_errors(found, outputs_of(case, case.tensors(torch.float64), "reference"))
+    assert max(errors.values()) < TOLERANCE["float32"], errors
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_memory_format_is_that_of_a_convolution(layout: str) -> None:
+    case = Case("layout", (6, 7), layout=layout, k=3)
+    tensors = case.tensors(torch.float32)
+    x = tensors["x"].requires_grad_()
+    y = case(tensors, "triton")
+    expected = torch.nn.functional.conv2d(x, radconv_ext.gmr_kernel2d(tensors["w"], tensors["p"]))
+    assert y.stride() == expected.stride()
+    (grad_x,) = torch.autograd.grad(y.sum(), [x])
+    assert grad_x.stride() == x.stride()
+
+
+@pytest.mark.parametrize("k", [3, 9])
+@pytest.mark.parametrize("scale", [1, 3, 5])
+@pytest.mark.parametrize("weights", ["random", "projected"])
+def test_error_is_at_most_one_and_a_half_times_the_dense_one(weights: str, scale: int, k: int) -> None:
+    for name, (ours, dense) in rounding_errors("triton", torch.float16, torch.float16, weights, scale, k).items():
+        assert ours <= 1.5 * dense, (name, ours, dense)
+
+
+# --- launches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Kernel launches by name."""
+    count: Counter[str] = Counter()
+    real = launch.Launch.__call__
+
+    def counted(self: launch.Launch, *pointers: Tensor) -> None:
+        count[self.kernel.__name__] += 1
+        real(self, *pointers)
+
+    monkeypatch.setattr(launch.Launch, "__call__", counted)
+    return count
+
+
+@pytest.mark.parametrize("id", ["batch-1", "depthwise", "stride-2", "circular-same", "volume"])
+def test_training_step_takes_five_launches(id: str, launches: Counter[str]) -> None:
+    """Forward, and all gradients, sigma's and the bias' included."""
+    case = BY_ID[id]
+    outputs_of(case, case.tensors(torch.float32), "triton")
+    assert launches == {"prepare": 1, "convolve": 2, "weight_gradient": 1, "finish": 1}
+
+
+def test_workspace_does_not_grow_with_the_image() -> None:
+    """Folded weights forward; backward at most 64 MiB of sums, or one copy of them."""
+    words = []
+    for size in (16, 256):
+        x = torch.empty(2, 128, size, size, device="meta", dtype=torch.float16)
+        w, sigma = torch.empty(128, 128, 5, device="meta"), torch.empty(5, device="meta")
+        spec, _ = radconv_ext.problem.make_spec(
+            "auto", 2, "gaussian", 5, None, 9, 1, "same", 1, 1, "zeros", True, False, 0
+        )
+        problem = radconv_ext.problem.build_problem(spec, x, w, sigma, None)
+        forward = plan.Convolution(problem, False, x, x, "ieee", False)
+        backward = plan.Backward(problem, x, x, x, (True, True, True, True), "ieee")
+        words.append((forward.words, backward.words))
+    assert words[0][0] == words[1][0] <= 13 * 128 * 128 // 2 + 64
+    assert words[1][1] * 4 <= configs.WORKSPACE + 4 * words[1][0] + 2**20
+
+
+def test_float16_shell_sums_beyond_its_range() -> None:
+    """The sums of 3D shells leave float16 where the output, whose weights are small, does not."""
+    x, w, sigma = torch.full((1, 2, 7, 7, 7), 6000.0), torch.full((2, 2, 3), 1e-3), radconv_ext.default_sigma(5)
+    leaves = [t.half().requires_grad_() for t in (x, w, sigma)]
+    found = radconv_ext.gmr_conv3d(*leaves, engine="triton")
+    expected = radconv_ext.gmr_conv3d(*(t.detach().double() for t in leaves), engine="reference")
+    assert (found.double() - expected).abs().max() < 2e-3 * expected.abs().max()
+    grad = torch.full_like(found, 1e-4)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(found, leaves, grad))
+
+
+def test_runs_are_bitwise_equal() -> None:
+    case = Case("deterministic", (20, 21), channels=(6, 7), k=7)
+    first, again = (outputs_of(case, case.tensors(torch.float32), "triton") for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+LAUNCH_SCRIPT = Path(__file__).with_name("launch_path.py")
+
+
+def test_second_launch_takes_the_short_path_with_the_same_arguments() -> None:
+    """With the compiler for a real target, and a driver that records instead of launching."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, str(LAUNCH_SCRIPT)], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "the same launches: prepare, convolve, weight_gradient, convolve, finish"
+
+
+# --- when it serves ---------------------------------------------------------------------------------------------------
+
+
+def refused(match: str, *tensors: Tensor, **options: Any) -> None:
+    with pytest.raises(ValueError, match=match):
+        radconv_ext.gmr_conv2d(*tensors, engine="triton", **options)
+
+
+def test_reasons_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w, sigma = torch.randn(1, 2, 9, 9), torch.randn(3, 2, 3), radconv_ext.default_sigma(5)
+    refused("serves float32, float16 and bfloat16, this is float64", x.double(), w.double(), sigma.double())
+    refused("the interpreter's bfloat16 products are wrong", x.bfloat16(), w, sigma)
+    refused("channel-wise sigma", x, w, torch.rand(3, 2, 3))
+    with monkeypatch.context() as patch:
+        patch.delenv("TRITON_INTERPRET")
+        refused("needs tensors on a GPU, these are on the CPU", x + 0, w, sigma, padding=3)
+    wide = torch.randn(3, 2, 140)
+    refused(r"a profile of 140 rings by \d+ shells is larger", torch.randn(1, 2, 279, 279), wide, torch.rand(140))
+
+
+def test_automatic_choice_never_interprets() -> None:
+    x, w, sigma = torch.randn(1, 2, 9, 9).half(), torch.randn(3, 2, 3).half(), radconv_ext.default_sigma(5).half()
+    spec, _ = radconv_ext.problem.make_spec("auto", 2, "gaussian", 3, None, None, 1, 0, 1, 1, "zeros", True, False, 0)
+    assert radconv_ext.problem.build_problem(spec, x, w, sigma, None).engine.name == "reference"
+
+
+# --- configurations ---------------------------------------------------------------------------------------------------
+
+
+def work(**changes: Any) -> configs.Work:
+    values = {
+        "kernel": "convolve", "depthwise": False, "card": "sm_90", "ndim": 2, "unrolled": True, "item": 2,
+        "exact": False, "functions": 1, "buckets": 13, "channels": 128, "outputs": 128,
+    }  # fmt: skip
+    return configs.Work(**{**values, **changes})
+
+
+def test_some_configuration_fits_every_kind_of_work() -> None:
+    for kernel, depthwise in configs.TABLES:
+        for card in ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "hip"):
+            for item, exact in ((2, False), (4, False), (4, True)):
+                for buckets in (1, 3, 13, 27, 200):
+                    for outputs in (1, 64, 1024):
+                        w = work(
+                            kernel=kernel, depthwise=depthwise, card=card, item=item, exact=exact, buckets=buckets,
+                            outputs=outputs,
+                        )  # fmt: skip
+                        assert configs.candidates(w), w
+
+
+def test_tiles_cover_the_pixels_with_the_least_reading() -> None:
+    assert configs.tile_shape(64, (1, 64, 64), (0, 8, 8)) == (1, 8, 8)
+    assert configs.tile_shape(64, (1, 1, 500), (0, 0, 8)) == (1, 1, 64)
+    assert configs.tile_shape(64, (32, 32, 32), (4, 4, 4)) == (4, 4, 4)
+    assert configs.tile_shape(64, (1, 7, 7), (0, 2, 2)) == (1, 8, 8)
+    for counts in ((1, 3, 100), (2, 1, 9), (5, 5, 1)):
+        shape = configs.tile_shape(64, counts, (0, 0, 0))
+        assert shape[0] * shape[1] * shape[2] == 64
+
+
+def test_splits_stay_within_the_workspace() -> None:
+    sums = 4 * 13 * 128 * 128
+    assert configs.splits(8, 1024, sums, 132) * sums <= configs.WORKSPACE
+    assert configs.splits(8, 3, sums, 132) == 3
+    assert configs.splits(8, 1024, 2**40, 132) == 1
