@@ -76,6 +76,23 @@ def peak_bytes(problem: str, peer: str) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def output_of(*command: str) -> str | None:
+    """What a command prints, None where it is missing or fails."""
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def software() -> dict[str, Any]:
+    return {
+        "torch": torch.__version__,
+        "radconv_ext": radconv_ext.__version__,
+        "python": platform.python_version(),
+        "commit": output_of("git", "rev-parse", "HEAD"),
+    }
+
+
 def machine() -> dict[str, Any]:
     name = platform.processor()
     if Path("/proc/cpuinfo").exists():
@@ -87,10 +104,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "isa": None if library is None else library.current_isa(),
-        "torch": torch.__version__,
-        "radconv_ext": radconv_ext.__version__,
-        "python": platform.python_version(),
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() or None,
+        **software(),
     }
 
 

@@ -3,14 +3,16 @@
 #
 #   benchmarks/gpu.sh FOLDER         (or: make gpu OUT=FOLDER)
 #
-# FOLDER receives a log per step, benchmarks.json and summary.txt. Every step runs, also after a failed one; the exit
-# status is 1 if any failed, 2 if the machine lacks something that all steps need.
-# Variables: PYTHON (python3), STEPS ("environment build tests benchmarks"), RADCONV_CUDA (on: the CUDA part must
-# build), RADCONV_CUDA_ARCHS.
+# FOLDER receives a log per step, benchmarks.json (pytest), gpu.json (table) and summary.txt. Every step runs, also after
+# a failed one; the exit status is 1 if any failed, 2 if the machine lacks something that all steps need.
+# STEPS=tune times the Triton configurations and prints the fastest, to be copied into triton_kernels/configs.py.
+# Variables: PYTHON (python3), STEPS ("environment build tests sanitizer benchmarks table"), RADCONV_CUDA (on: the CUDA
+# part must build), RADCONV_CUDA_ARCHS.
 set -uo pipefail
 
 python=${PYTHON:-python3}
-steps=${STEPS:-environment build tests benchmarks}
+all_steps="environment build tests sanitizer benchmarks table"
+steps=${STEPS:-$all_steps}
 export RADCONV_CUDA=${RADCONV_CUDA:-on}
 export PYTHONUNBUFFERED=1
 
@@ -77,14 +79,45 @@ tests() {
   RADCONV_TESTS_NO_INSTALL=1 "$python" -m pytest --durations=25 tests
 }
 
+# API errors aren't reported: torch, cuDNN and cuBLAS probe with calls that may fail, and the tests see their own.
+sanitized() {
+  local tool=$1 cases=$2
+  echo "compute-sanitizer $tool: $cases"
+  compute-sanitizer --tool "$tool" --error-exitcode 1 --report-api-errors no \
+    "$python" -m pytest tests/test_gpu.py -q -k "$cases"
+}
+
+# Without its cache, torch makes each tensor an allocation of its own, so that an access beyond it is seen.
+sanitizer() {
+  command -v compute-sanitizer >/dev/null || {
+    echo "make gpu: compute-sanitizer is not on PATH."
+    return 1
+  }
+  local status=0
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitized memcheck "width-7 or volume or depthwise-3d or stride-3" || status=1
+  sanitized racecheck "width-7 or depthwise-3d" || status=1
+  return "$status"
+}
+
 benchmarks() {
   "$python" -m pytest -q benchmarks --benchmark-json="$out/benchmarks.json"
+}
+
+table() {
+  "$python" -m benchmarks.gpu_table "$out/gpu.json"
+}
+
+# Not among the default steps: every configuration is compiled, which takes minutes.
+tune() {
+  export RADCONV_TRITON_AUTOTUNE=1 RADCONV_CACHE_DIR="$out/tuned"
+  "$python" -m benchmarks.gpu_table "$out/gpu_tuned.json" || return
+  "$python" -m radconv_ext.triton_kernels.tune
 }
 
 failed=0
 : >"$out/summary.txt"
 for step in $steps; do
-  declare -F "$step" >/dev/null || give_up "STEPS names $step, expected environment, build, tests, benchmarks."
+  declare -F "$step" >/dev/null || give_up "STEPS names $step, expected some of: $all_steps."
   echo "== $step"
   start=$SECONDS
   "$step" 2>&1 | tee "$out/$step.log"

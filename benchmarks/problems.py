@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +25,17 @@ class Problem:
     size: tuple[int, ...] = (64, 64)
     groups: int = 1
     layout: str = "contiguous"
+    dtype: torch.dtype = torch.float32
 
     @property
     def ndim(self) -> int:
         return len(self.size)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        if self.layout == "contiguous":
+            return torch.contiguous_format
+        return torch.channels_last if self.ndim == 2 else torch.channels_last_3d
 
 
 # GMR-Conv paper, Table S2: x (2, 128, 64, 64) to 128 channels
@@ -49,25 +57,26 @@ class Rival:
     name: str
     tensors: list[Tensor]
     run: Peer
+    grad: Tensor | None = None  # gradient of the output; None: drawn for each training step that is made
 
 
-def rivals(problem: Problem) -> list[Rival]:
-    """Ours and the dense convolution of the same kernel, on the same data."""
-    generator = torch.Generator().manual_seed(0)
+def rivals(problem: Problem, engines: Sequence[str] = ("cpu",), device: str = "cpu", seed: int = 0) -> list[Rival]:
+    """Ours by each engine, then the dense convolution of the same kernel, on the same data."""
+    generator = torch.Generator(device).manual_seed(seed)
     p, k = problem, problem.kernel_size
-    x = torch.randn(p.batch, p.channels, *p.size, generator=generator)
-    if p.layout == "channels_last":
-        x = x.to(memory_format=torch.channels_last)
-    w = torch.randn(p.outputs, p.channels // p.groups, k // 2 + 1, generator=generator)
-    sigma = radconv_ext.default_sigma(k)
+    x = torch.randn(p.batch, p.channels, *p.size, generator=generator, device=device)
+    x = x.to(p.dtype, memory_format=p.memory_format)
+    w = torch.randn(p.outputs, p.channels // p.groups, k // 2 + 1, generator=generator, device=device).to(p.dtype)
+    sigma = radconv_ext.default_sigma(k).to(device)
     kernel = getattr(radconv_ext, f"gmr_kernel{p.ndim}d")(w, sigma)
-    ours = getattr(radconv_ext, f"gmr_conv{p.ndim}d")
+    convolve = getattr(radconv_ext, f"gmr_conv{p.ndim}d")
     dense = getattr(F, f"conv{p.ndim}d")
     options = {"padding": k // 2, "groups": p.groups}
-    return [
-        Rival("radconv_cpu", [x, w, sigma], lambda t: ours(*t, **options, engine="cpu")),
-        Rival("torch_conv", [x, kernel], lambda t: dense(*t, **options)),
-    ]
+
+    def ours(engine: str) -> Rival:
+        return Rival(f"radconv_{engine}", [x, w, sigma], lambda t: convolve(*t, **options, engine=engine))
+
+    return [*map(ours, engines), Rival("torch_conv", [x, kernel], lambda t: dense(*t, **options))]
 
 
 def forward_of(rival: Rival) -> Callable[[], Tensor]:
@@ -76,12 +85,15 @@ def forward_of(rival: Rival) -> Callable[[], Tensor]:
 
 
 def training_of(rival: Rival) -> Callable[[], tuple[Tensor, ...]]:
-    """Forward, then the gradients of every tensor (ours: input, ring weights and sigma)."""
+    """Output, then the gradients of every tensor (ours: input, ring weights and sigma)."""
     leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in rival.tensors]
-    grad = torch.randn(rival.run(leaves).shape, generator=torch.Generator().manual_seed(1))
+    grad = rival.grad
+    if grad is None:
+        grad = torch.randn(rival.run(leaves).shape, generator=torch.Generator().manual_seed(1))
 
     def step() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(rival.run(leaves), leaves, grad)
+        y = rival.run(leaves)
+        return y, *torch.autograd.grad(y, leaves, grad)
 
     return step
 
@@ -96,8 +108,45 @@ def recording(mode: str) -> torch.set_grad_enabled:
 
 def assert_agreement(problem: Problem) -> None:
     """Output and input gradient of all rivals agree; nothing is timed before this."""
-    first, *others = [(forward_of(r)(), training_of(r)()[0]) for r in rivals(problem)]
+    first, *others = [(forward_of(r)(), training_of(r)()[1]) for r in rivals(problem)]
     for other in others:
         for a, b in zip(first, other, strict=True):
             error = (a - b).abs().max() / b.abs().max()
             assert error < 1e-5, f"{problem.id}: the peers disagree, relative error {error:.1e}"
+
+
+def last_sample(rival: Rival) -> dict[str, Tensor]:
+    """The last sample's output and input gradient, in float64 on the CPU; ours: gradients of w and sigma too."""
+    names = ("x", "w", "sigma") if len(rival.tensors) == 3 else ("x",)
+    with recording("forward"):
+        found = {"output": forward_of(rival)()[-1:]}
+    with recording("training"):
+        gradients = training_of(rival)()[1:]
+    found |= {f"gradient of {name}": g for name, g in zip(names, gradients, strict=False)}
+    found["gradient of x"] = found["gradient of x"][-1:]
+    return {name: t.detach().double().cpu() for name, t in found.items()}
+
+
+def expected_of(reference: Rival) -> dict[str, Tensor]:
+    """What `last_sample` should find, by the definition in float64 on the CPU."""
+    x, *others = reference.tensors
+    assert reference.grad is not None
+    x, grad, *others = (t.double().cpu() for t in (x[-1:], reference.grad[-1:], *others))
+    return last_sample(replace(reference, tensors=[x, *others], grad=grad))
+
+
+def assert_last_sample(rival: Rival, expected: dict[str, Tensor], bound: float, errors: dict[str, Any]) -> None:
+    """The whole batch runs, as when it is timed; the last sample, with the largest addresses, is compared.
+
+    Relative errors are left in `errors`, also when one exceeds the bound.
+    """
+    assert rival.grad is not None
+    # zero for the other samples, so that the gradients of w and sigma are those of one sample
+    alone = torch.zeros_like(rival.grad)
+    alone[-1:] = rival.grad[-1:]
+    found = last_sample(replace(rival, grad=alone))
+    errors[rival.name] = {
+        name: float((t - expected[name]).abs().max() / expected[name].abs().max()) for name, t in found.items()
+    }
+    for name, error in errors[rival.name].items():
+        assert error < bound, f"{name} disagrees with the reference: relative error {error:.1e}, bound {bound:.0e}"

@@ -1,0 +1,287 @@
+"""What the Triton kernels compile to, without a GPU: `python -m benchmarks.resources [--help]`.
+
+Compiles the kernels of typical problems, or every tile configuration, ahead of time for each target and prints
+registers, spills (loads and stores of local memory), shared memory, blocks a multiprocessor, and the instruction mix as
+issue slots per pixel and channel.
+
+Instructions are counted in the machine code (nvdisasm), in the longest loop: the one over channels, or over tiles.  A
+warp-instruction counts for 32 threads, so `instructions * threads / (pixels * channels)` is the number of issue slots
+that one pixel of one channel takes.  Kernels whose taps are a table have no such loop, and no such count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TARGETS = (80, 90, 100)
+MOST_SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may have
+REGISTERS = 65536  # of a multiprocessor, all targets here
+MOST_WARPS = 64
+MOST_COLUMNS = 512  # of tensor memory, where there is some
+SHOWN = ("FFMA", "FADD", "HMMA", "HGMMA", "TCGEN05", "LDG", "LDS", "LDSM", "STS", "LOP3", "ISETP", "F2FP")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem whose kernels are compiled."""
+
+    id: str
+    k: int
+    dtype: str = "bfloat16"
+    size: tuple[int, ...] = (64, 64)
+    batch: int = 32
+    channels: int = 128
+    outputs: int = 128
+    groups: int = 1
+    layout: str = "channels_last"
+    precision: str = "tf32"
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+PROBLEMS = [
+    *(Problem(f"2d-k{k}", k) for k in (3, 5, 7, 9, 11, 15)),
+    Problem("2d-k9-64-outputs", 9, outputs=64),
+    Problem("2d-k9-contiguous", 9, layout="contiguous"),
+    Problem("2d-k9-float16", 9, dtype="float16"),
+    Problem("2d-k9-tf32", 9, dtype="float32"),
+    Problem("2d-k9-float32", 9, dtype="float32", precision="ieee"),
+    Problem("2d-k9-stride-2", 9, options=(("stride", 2),)),
+    Problem("2d-k9-circular", 9, options=(("padding_mode", "circular"),)),
+    Problem("depthwise-k7", 7, size=(56, 56), channels=384, outputs=384, groups=384),
+    Problem("depthwise-k7-contiguous", 7, size=(56, 56), channels=384, outputs=384, groups=384, layout="contiguous"),
+    Problem("1d-k9", 9, size=(4096,), layout="contiguous"),
+    *(Problem(f"3d-k{k}", k, size=(32, 32, 32), batch=2, channels=64, outputs=64) for k in (3, 5, 7)),
+]
+
+
+DENSE = Problem("2d-k5", 5)
+DEPTHWISE = Problem("depthwise-k5", 5, channels=384, outputs=384, groups=384)
+
+
+class _Target:
+    """Stands in for Triton's driver: compiling asks it for the target, and for nothing else."""
+
+    def __init__(self, capability: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.target.arch  # Triton keeps compiled kernels by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+
+def launches(problem: Problem) -> list[tuple[str, Any, tuple[Any, ...], int]]:
+    """Every launch of a training step: name, launch, pointer types, pixel-channels of one pass of its hot loop."""
+    import torch
+
+    import radconv_ext
+    from radconv_ext.problem import build_problem, make_spec
+    from radconv_ext.triton_kernels.plan import Backward, Convolution
+
+    p = problem
+    dtype = getattr(torch, p.dtype)
+    memory_format = torch.contiguous_format
+    if p.layout == "channels_last":
+        memory_format = torch.channels_last if len(p.size) == 2 else torch.channels_last_3d
+    x = torch.empty((p.batch, p.channels, *p.size), dtype=dtype, device="meta", memory_format=memory_format)
+    w = torch.empty((p.outputs, p.channels // p.groups, p.k // 2 + 1), device="meta")
+    sigma = torch.empty(w.shape[-1], device="meta")
+    options = {"stride": 1, "padding_mode": "zeros", **dict(p.options)}
+    spec, _ = make_spec(
+        "auto", len(p.size), "gaussian", w.shape[-1], None, p.k, options["stride"], p.k // 2, 1, p.groups,
+        options["padding_mode"], True, False, 0,
+    )  # fmt: skip
+    radial = build_problem(spec, x, w, sigma, None)
+    y = torch.empty(radial.output_shape, dtype=dtype, device="meta", memory_format=memory_format)
+    forward = Convolution(radial, False, x, y, p.precision, False)
+    backward = Backward(radial, x, y, torch.empty_like(x), (True, True, True, True), p.precision)
+    f32, i32, f64 = torch.float32, torch.int32, torch.float64
+    gather = (dtype, dtype, i32, i32, i32, i32)
+    assert radconv_ext.__version__
+    return [
+        ("prepare", forward.prepare, (f32, f32, i32, f64)),
+        ("forward", forward.convolve, gather),
+        ("input gradient", backward.convolution.convolve, gather),
+        ("weight gradient", backward.launch, (dtype, dtype, f32, f32, i32, i32, i32, f64)),
+        ("finish", backward.sums.finish, (f32, f32, f32, f32, f32, i32, f64)),
+    ]
+
+
+def _instructions(disassembly: str) -> tuple[list[tuple[int, str, str]], dict[str, int]]:
+    """(address, opcode, text) of each instruction, and the address of each label."""
+    code, labels, waiting = [], {}, []
+    for line in disassembly.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            waiting.append(label.group(1))
+        elif found := re.match(r"\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)[^;]*;", line):
+            address = int(found.group(1), 16)
+            labels.update((name, address) for name in waiting)
+            waiting = []
+            code.append((address, found.group(2), line))
+    return code, labels
+
+
+def hot_loop(disassembly: str) -> Counter[str]:
+    """Opcodes of the longest loop, of the whole kernel where there is none, without inner loops being told apart."""
+    code, labels = _instructions(disassembly)
+    best: list[str] = []
+    for address, opcode, line in code:
+        target = re.search(r"`\((\.L_x_\d+)\)", line)
+        if opcode != "BRA" or target is None or labels.get(target.group(1), address) >= address:
+            continue
+        body = [name for at, name, _ in code if labels[target.group(1)] <= at <= address]
+        best = max(best, body, key=len)
+    return Counter(best or [name for _, name, _ in code])
+
+
+def _tool(name: str, *arguments: str) -> str:
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([str(path), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def configurations() -> list[tuple[str, bool, int]]:
+    """Every row of the tables in configs.py: kernel, depthwise, index."""
+    from radconv_ext.triton_kernels.configs import TABLES
+
+    return [(kernel, depthwise, i) for (kernel, depthwise), table in TABLES.items() for i in range(len(table))]
+
+
+def measure_configuration(configuration: tuple[str, bool, int], capability: int) -> list[dict[str, Any]]:
+    """Rows of one configuration on a small problem, whatever the model thinks of it."""
+    from radconv_ext.triton_kernels import configs
+
+    kernel, depthwise, index = configuration
+    chosen = configs.TABLES[kernel, depthwise][index]
+    real = configs.default
+    configs.default = lambda work: chosen if work.kernel == kernel else real(work)
+    try:
+        wanted = "forward" if kernel == "convolve" else "weight gradient"
+        rows = measure(DEPTHWISE if depthwise else DENSE, capability, wanted)
+    finally:
+        configs.default = real
+    return [{**row, "problem": f"{row['problem']} configuration {index}"} for row in rows]
+
+
+def measure(problem: Problem, capability: int, only: str | None = None) -> list[dict[str, Any]]:
+    """One row a launch, or the row of one of them."""
+    from triton.runtime import driver
+
+    driver.set_active(_Target(capability))
+    rows = []
+    for name, launch, pointers in launches(problem):
+        if only not in (None, name):
+            continue
+        compiled = launch.compile(*pointers)
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+            cubin.write(compiled.asm["cubin"])
+            cubin.flush()
+            usage = _tool("cuobjdump", "-res-usage", cubin.name)
+            disassembly = _tool("nvdisasm", "-c", cubin.name)
+        threads = launch.config.threads
+        registers = int(re.search(r"REG:(\d+)", usage).group(1))
+        shared = compiled.metadata.shared
+        columns = getattr(compiled.metadata, "tmem_size", None) or 0  # of tensor memory
+        if columns > MOST_COLUMNS:
+            raise RuntimeError(f"{problem.id} {name}: {columns} columns of tensor memory, {MOST_COLUMNS} exist")
+        everything = Counter(opcode for _, opcode, _ in _instructions(disassembly)[0])
+        resident = min(
+            REGISTERS // (registers * threads),
+            MOST_SHARED[capability] // max(shared, 1),
+            MOST_WARPS * 32 // threads,
+            MOST_COLUMNS // max(columns, 1),
+        )
+        row = {
+            "problem": problem.id,
+            "target": f"sm_{capability}",
+            "launch": name,
+            "registers": registers,
+            "stack": int(re.search(r"STACK:(\d+)", usage).group(1)),
+            "spills": everything["LDL"] + everything["STL"],
+            "shared": shared,
+            "most_shared": MOST_SHARED[capability],
+            "blocks": resident,
+            "threads": threads,
+            "matrix": sum(everything[op] for op in ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")),
+        }
+        if "STARTS" in launch.kernel.arg_names:
+            tile = [launch.argument(f"TILE_{axis}") for axis in "DHW"]
+            pixels = tile[0] * tile[1] * tile[2]
+            channels = launch.argument("BLOCK_O" if launch.argument("DEPTHWISE") else "BLOCK_C")
+            row |= {"tile": tile, "block_c": launch.argument("BLOCK_C"), "block_o": launch.argument("BLOCK_O")}
+            row["unrolled"] = launch.argument("STARTS") is not None
+            if row["unrolled"]:
+                scale = threads / (pixels * channels)
+                mix = hot_loop(disassembly)
+                row["slots"] = round(sum(mix.values()) * scale, 1)
+                row["mix"] = {op: round(mix[op] * scale, 2) for op in SHOWN if mix[op]}
+        rows.append(row)
+    return rows
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    lines = [
+        "| problem | target | launch | tile, channels, outputs | registers | spills | KB | blocks | slots | of these |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        blocks = f"{'x'.join(map(str, row['tile']))}, {row['block_c']}, {row['block_o']}" if "tile" in row else ""
+        mix = ", ".join(f"{op} {n}" for op, n in row.get("mix", {}).items())
+        cells = [
+            row["problem"], row["target"], row["launch"], blocks, row["registers"], row["spills"],
+            f"{row['shared'] / 1024:.1f}", row["blocks"], row.get("slots", ""), mix,
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def measure_all(
+    measured: Callable[..., list[dict[str, Any]]], subjects: Sequence[Any], targets: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Rows of all problems (or configurations) and targets, compiled on every core."""
+    jobs = [(subject, target) for target in targets for subject in subjects]
+    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return [row for rows in pool.map(measured, *zip(*jobs, strict=True)) for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("targets", nargs="*", type=int, default=TARGETS, help="compute capabilities, such as 80 90")
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--only", default="", help="problems whose name contains this")
+    parser.add_argument(
+        "--configurations", action="store_true", help="every row of configs.py on a small problem instead"
+    )
+    arguments = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        sys.exit("benchmarks.resources: TRITON_INTERPRET=1 is set, nothing can be compiled.")
+    if arguments.configurations:
+        rows = measure_all(measure_configuration, configurations(), arguments.targets)
+    else:
+        rows = measure_all(measure, [p for p in PROBLEMS if arguments.only in p.id], arguments.targets)
+    print(table(rows))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
