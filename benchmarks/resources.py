@@ -140,16 +140,20 @@ def _instructions(disassembly: str) -> tuple[list[tuple[int, str, str]], dict[st
 
 
 def hot_loop(disassembly: str) -> Counter[str]:
-    """Opcodes of the longest loop, of the whole kernel where there is none, without inner loops being told apart."""
+    """Opcodes of the loop over channels or tiles: the longest, or the one that makes up more than half of it (a float16
+    tile may be done twice); of the whole kernel where there is none."""
     code, labels = _instructions(disassembly)
-    best: list[str] = []
+    loops = []
     for address, opcode, line in code:
         target = re.search(r"`\((\.L_x_\d+)\)", line)
-        if opcode != "BRA" or target is None or labels.get(target.group(1), address) >= address:
-            continue
-        body = [name for at, name, _ in code if labels[target.group(1)] <= at <= address]
-        best = max(best, body, key=len)
-    return Counter(best or [name for _, name, _ in code])
+        if opcode == "BRA" and target is not None and labels.get(target.group(1), address) < address:
+            loops.append([(at, name) for at, name, _ in code if labels[target.group(1)] <= at <= address])
+    loops.sort(key=len, reverse=True)
+    best = loops[0] if loops else [(at, name) for at, name, _ in code]
+    for loop in loops[1:]:
+        if 2 * len(loop) > len(best) and best[0] <= loop[0] and loop[-1] <= best[-1]:
+            best = loop
+    return Counter(name for _, name in best)
 
 
 def _tool(name: str, *arguments: str) -> str:

@@ -43,12 +43,15 @@ class Case:
     def one_hot(self) -> bool:
         return self.method.startswith("sre") or self.options.get("family") == "banded"
 
-    def tensors(self, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
-        """Random x, w, parameter (sigma, profile or none) and bias; values that every dtype down to bfloat16 holds."""
+    def tensors(self, dtype: torch.dtype, seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
+        """Random x, w, parameter (sigma, profile or none) and bias; values that every dtype down to bfloat16 holds.
+
+        The same numbers on every device, laid out there: a copy of a strided tensor would be contiguous.
+        """
         generator = torch.Generator().manual_seed(seed)
 
         def random(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator).bfloat16().to(dtype)
+            return torch.randn(*shape, generator=generator).bfloat16().to(device, dtype)
 
         groups = self.options.get("groups", 1)
         circular = self.options.get("circular", True)
@@ -64,7 +67,7 @@ class Case:
         }
         if self.method.startswith("gmr"):
             sigma = radconv_ext.default_sigma(self.k, rings) * self.sigma_scale
-            found["p"] = (sigma * (1 + 0.1 * torch.rand(rings, generator=generator))).bfloat16().to(dtype)
+            found["p"] = (sigma * (1 + 0.1 * torch.rand(rings, generator=generator))).bfloat16().to(device, dtype)
         elif self.method.startswith("radial") and self.rings is not None:
             found["p"] = random(rings, shells)
         if self.bias:
@@ -84,7 +87,7 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     if layout == "channels_last":
         return x.to(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
     if layout == "sliced":
-        wide = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 1), torch.nan, dtype=x.dtype)
+        wide = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 1), torch.nan, dtype=x.dtype, device=x.device)
         wide[..., 1::2] = x
         return wide[..., 1::2]
     if layout == "expanded":

@@ -5,6 +5,8 @@ the host time of a launch by either path.
 """
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -47,19 +49,24 @@ def main() -> None:
     from radconv_ext.problem import build_problem, make_spec
     from radconv_ext.triton_kernels import plan
 
-    x = torch.empty(2, 32, 16, 16, dtype=torch.bfloat16, device="meta", memory_format=torch.channels_last)
-    w, sigma = torch.empty(64, 32, 3, device="meta"), torch.empty(3, device="meta")
-    spec, _ = make_spec("auto", 2, "gaussian", 3, None, 5, 1, 2, 1, 1, "zeros", True, False, 0)
-    problem = build_problem(spec, x, w, sigma, None)
-    y = torch.empty(2, 64, 16, 16, dtype=torch.bfloat16, device="meta", memory_format=torch.channels_last)
-    bias = torch.empty(64, device="meta")
-    forward = plan.Convolution(problem, False, x, y, "ieee", True)
-    backward = plan.Backward(problem, x, y, x, (True, True, True, True), "ieee")
+    w, sigma, bias = (torch.empty(*shape, device="meta") for shape in ((64, 32, 3), (3,), (64,)))
 
-    def step() -> None:
-        forward.run(x, w, sigma, bias, y)
-        backward.run(x, y, w, sigma, x, w, sigma, bias)
+    def training(batch: int, *size: int) -> tuple[plan.Convolution, plan.Backward, Callable[[], None]]:
+        """Both plans, and a training step."""
+        like = {"dtype": torch.bfloat16, "device": "meta", "memory_format": torch.channels_last}
+        x, y = torch.empty(batch, 32, *size, **like), torch.empty(batch, 64, *size, **like)
+        spec, _ = make_spec("auto", 2, "gaussian", 3, None, 5, 1, 2, 1, 1, "zeros", True, False, 0)
+        problem = build_problem(spec, x, w, sigma, None)
+        forward = plan.Convolution(problem, False, x, y, "ieee", True)
+        backward = plan.Backward(problem, x, y, x, (True, True, True, True), "ieee")
 
+        def step() -> None:
+            forward.run(x, w, sigma, bias, y)
+            backward.run(x, y, w, sigma, x, w, sigma, bias)
+
+        return forward, backward, step
+
+    forward, backward, step = training(2, 16, 16)
     step()
     first = list(LAUNCHED)
     LAUNCHED.clear()
@@ -76,13 +83,27 @@ def main() -> None:
         assert all(a is b or a == b for a, b in rest), rest
     print("the same launches:", ", ".join(names))
 
+    sizes = [(b, h, w) for b in (1, 5, 16) for h, w in ((16, 40), (33, 64), (48, 17), (57, 91))]
+    tiles: dict[Any, set[Any]] = {}
+    for size in ((2, 16, 16), *sizes):
+        forward, backward, step = training(*size)
+        step()
+        for launch in (forward.convolve, backward.convolution.convolve, backward.launch):
+            shape = [launch.argument(f"TILE_{axis}") for axis in "DHW"]
+            tiles.setdefault(launch.kernel, set()).add((launch.argument("outputs"), *shape))
+    for kernel, shapes in tiles.items():
+        compiled = len(kernel.device_caches[0][0])
+        assert compiled == len(shapes), f"{kernel.__name__}: {compiled} are compiled for {len(shapes)} shapes of tiles"
+    print(f"images of {len(sizes)} other sizes: one kernel for each shape of tiles")
+
     rounds = 2000
     start = time.perf_counter()
     for _ in range(rounds):
         step()
     short_path = (time.perf_counter() - start) / rounds
     convolve = forward.convolve
-    pointers = (x, y, bias, torch.empty(64, dtype=torch.int32, device="meta"), *forward.tables)
+    half = torch.empty(64, dtype=torch.bfloat16, device="meta")
+    pointers = (half, half, bias, torch.empty(64, dtype=torch.int32, device="meta"), *forward.tables)
     times = []
     for call in (
         lambda: convolve.kernel[convolve.grid](*pointers, *convolve.arguments, num_warps=4, num_stages=1),

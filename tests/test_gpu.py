@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import CASES, Case
 from test_engines import failures_of_threads, largest_errors, outputs_of
+from test_gradients import rounding_errors
 from torch import Tensor
 
 import radconv_ext
@@ -20,10 +21,6 @@ pytestmark = pytest.mark.gpu
 # largest error over the largest value of the float64 reference: a few units of the type; not measured on a card yet
 TOLERANCE = {"float32": 5e-6, "tf32": 5e-3, "float16": 4e-3, "bfloat16": 2e-2}
 BY_ID = {case.id: case for case in CASES}
-
-
-def on_card(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.cuda() for name, t in tensors.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -41,15 +38,26 @@ def test_triton_engine_agrees_with_the_definition(case: Case, precision: str) ->
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
     expected = outputs_of(case, case.tensors(torch.float64), "reference")
-    found = outputs_of(case, on_card(case.tensors(dtype)), "triton")
+    found = outputs_of(case, case.tensors(dtype, device="cuda"), "triton")
     errors = largest_errors({name: t.cpu() for name, t in found.items()}, expected)
     assert max(errors.values()) < TOLERANCE[precision], errors
+
+
+@pytest.mark.parametrize("k", [3, 5, 9])
+@pytest.mark.parametrize("scale", [1, 3, 5])
+@pytest.mark.parametrize("weights", ["random", "projected"])
+@pytest.mark.parametrize("dtypes", ["float32", "float16", "bfloat16", "bfloat16-float32"])
+def test_error_is_at_most_one_and_a_half_times_the_dense_one(dtypes: str, weights: str, scale: int, k: int) -> None:
+    names = dtypes.split("-")
+    types = [getattr(torch, name) for name in (names[0], names[-1])]
+    for name, (ours, dense) in rounding_errors("triton", *types, weights, scale, k, device="cuda").items():
+        assert ours <= 1.5 * dense, (name, ours, dense)
 
 
 @pytest.mark.parametrize("id", ["channels-17-23", "depthwise", "volume", "channels-last"])
 def test_runs_are_bitwise_equal(id: str) -> None:
     case = BY_ID[id]
-    first, again = (outputs_of(case, on_card(case.tensors(torch.bfloat16)), "triton") for _ in range(2))
+    first, again = (outputs_of(case, case.tensors(torch.bfloat16, device="cuda"), "triton") for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
@@ -57,7 +65,7 @@ def test_launches_go_to_the_current_stream() -> None:
     """The input is made on that stream too, behind a delay: work on any other one would read it too early."""
     case = BY_ID["channels-last"]
     expected = outputs_of(case, case.tensors(torch.float64), "reference")
-    tensors = on_card(case.tensors(torch.float32))
+    tensors = case.tensors(torch.float32, device="cuda")
     outputs_of(case, tensors, "triton")  # compiled
     late = {name: torch.full_like(t, torch.nan) for name, t in tensors.items()}
     stream = torch.cuda.Stream()
@@ -75,7 +83,7 @@ def test_launches_go_to_the_current_stream() -> None:
 def test_graph_capture() -> None:
     """Captured forward and backward, replayed with other numbers."""
     case = Case("graph", (20, 21), channels=(16, 24), options={"padding": "same"})
-    leaves = {name: t.cuda().requires_grad_() for name, t in case.tensors(torch.float32).items()}
+    leaves = {name: t.requires_grad_() for name, t in case.tensors(torch.float32, device="cuda").items()}
 
     def step() -> list[Tensor]:
         y = case(leaves, "triton")
@@ -102,7 +110,7 @@ def test_graph_capture() -> None:
 def test_threads_at_once() -> None:
     def outputs(case: Case) -> dict[str, Tensor]:
         with torch.cuda.stream(torch.cuda.Stream()):
-            found = outputs_of(case, on_card(case.tensors(torch.float32)), "triton")
+            found = outputs_of(case, case.tensors(torch.float32, device="cuda"), "triton")
             torch.cuda.current_stream().synchronize()
         return found
 
@@ -122,7 +130,7 @@ def test_image_of_more_than_2_to_the_31_elements() -> None:
 
 
 def test_triton_engine_is_chosen() -> None:
-    tensors = on_card(BY_ID["batch-1"].tensors(torch.float16))
+    tensors = BY_ID["batch-1"].tensors(torch.float16, device="cuda")
     chosen = BY_ID["batch-1"](tensors, "auto")
     assert torch.equal(chosen, BY_ID["batch-1"](tensors, "triton"))
 
@@ -130,15 +138,15 @@ def test_triton_engine_is_chosen() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_chosen_engine_agrees_with_the_definition(case: Case) -> None:
     expected = outputs_of(case, case.tensors(torch.float64), "reference")
-    on_card = {name: t.cuda() for name, t in case.tensors(torch.float64).items()}
-    found = {name: t.cpu() for name, t in outputs_of(case, on_card, "auto").items()}
+    found = outputs_of(case, case.tensors(torch.float64, device="cuda"), "auto")
+    found = {name: t.cpu() for name, t in found.items()}
     errors = largest_errors(found, expected)
     assert max(errors.values()) < 1e-12, errors
 
 
 def test_autocast_on_the_card() -> None:
     case = Case("autocast", (9, 10))
-    tensors = {name: t.cuda().requires_grad_() for name, t in case.tensors(torch.float32).items()}
+    tensors = {name: t.requires_grad_() for name, t in case.tensors(torch.float32, device="cuda").items()}
     with torch.autocast("cuda", dtype=torch.float16):
         y = case(tensors, "auto")
     assert y.dtype is torch.float16

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from cases import Case
@@ -119,12 +121,19 @@ def projected_weights(dense: Tensor, sigma: Tensor, k: int) -> Tensor:
 
 
 def rounding_errors(
-    engine: str, x_dtype: torch.dtype, w_dtype: torch.dtype, weights: str, scale: int, k: int
+    engine: str,
+    x_dtype: torch.dtype,
+    w_dtype: torch.dtype,
+    weights: str,
+    scale: int,
+    k: int,
+    size: float = 1.0,
+    device: str = "cpu",
 ) -> dict[str, tuple[float, float]]:
     """Root mean square errors against float64, of an engine and of the dense kernel (summed in float64, rounded once).
 
     Of the output and of every gradient; half a unit in the last place at least for the dense one, whose sums may be
-    exact to the last bit.
+    exact to the last bit.  The incoming gradient has the given size.
     """
     generator = torch.Generator().manual_seed(10 * k + scale)
     sigma = (radconv_ext.default_sigma(k) * scale).to(w_dtype)
@@ -138,7 +147,8 @@ def rounding_errors(
         "sigma": sigma,
         "bias": torch.randn(32, generator=generator).to(w_dtype),
     }
-    grad = torch.randn(2, 32, 24, 24, generator=generator).to(x_dtype)
+    grad = (size * torch.randn(2, 32, 24, 24, generator=generator)).to(device, x_dtype)
+    leaves = {name: t.to(device) for name, t in leaves.items()}
 
     def run(engine: str, dtype: torch.dtype | None = None) -> list[Tensor]:
         own = [t.detach().to(dtype or t.dtype).requires_grad_() for t in leaves.values()]
@@ -149,6 +159,7 @@ def rounding_errors(
     errors = {}
     for name, ours, dense, true in zip(("y", *leaves), run(engine), run("reference"), exact, strict=True):
         our_error, dense_error = (float((t.double() - true).norm() / true.norm()) for t in (ours, dense))
+        assert math.isfinite(dense_error), f"{name} leaves the range of {dense.dtype} in the dense form too"
         errors[name] = our_error, max(dense_error, 0.5 * torch.finfo(ours.dtype).eps)
     return errors
 

@@ -24,9 +24,8 @@ import triton
 __all__ = ["MOST_STATIC_TAPS", "Config", "Work", "candidates", "combines", "default", "splits", "tile_shape"]
 
 MOST_STATIC_TAPS = 100  # unrolled code is about 50 KB there; more of it would not stay in the instruction caches
-MOST_BITS = 31  # tap indices of all axes in one word, see kernels._tap_bits
+MOST_BITS = 31  # tap indices of all axes in one word, see shells.tap_bits
 WORKSPACE = 64 * 2**20  # bytes for the sums of the weight gradient, but for one copy of them at least
-MOST_SPLITS = 32
 MOST_LANES = 16
 MOST_REGISTERS = 232  # of the model: 255 less what it can't see
 
@@ -90,7 +89,7 @@ DEPTHWISE = (
 )
 WEIGHT_GRADIENT = (
     Config(128, 16, 128, 8, "shell sums over 16 channels meet all outputs at once, so they are made once"),
-    Config(64, 16, 128, 8, "where operands are in registers: half of them in flight", 250),
+    Config(64, 16, 128, 8, "where operands are in registers: half of them in flight", 248),
     Config(128, 16, 64, 8, "64 outputs or fewer"),
     Config(64, 16, 64, 8, "the same where operands are in registers", 240),
     Config(64, 16, 32, 4, "32 outputs or fewer"),
@@ -106,7 +105,9 @@ TABLES = {
     ("weight_gradient", False): WEIGHT_GRADIENT,
     ("weight_gradient", True): DEPTHWISE_GRADIENT,
 }
-SMALL = Config(0, 0, 0, 4, "prepare and finish: a few vectors")
+SMALL = Config(0, 0, 0, 4, "prepare and finish: a few vectors", 128)
+ONE_WARP = Config(0, 0, 0, 1, "finish where a barrier doesn't wait for other warps' stores to global memory")
+FINISH_LOADS = 4096  # sums that one program of finish reads at a time: rows * splits
 # The interpreter's time is the number of programs times the number of operations, whatever their size.
 INTERPRETER = {
     ("convolve", False): Config(1024, 32, 64, 4),
@@ -166,6 +167,8 @@ def fits(config: Config, work: Work) -> bool:
         return False  # addresses of 21 rows of taps, or two loads a tap: more than the loads in flight leave room for
     if settles(work.card) and work.unrolled and config.pixels * config.block_c > 1024 and not work.depthwise:
         return False  # operands are in registers too
+    if work.kernel == "weight_gradient" and not work.unrolled and not work.depthwise and config.pixels > 64:
+        return False  # addresses of every tap are made on the way
     if work.exact and work.kernel == "weight_gradient" and not work.depthwise and config.pixels > 32:
         return False  # products without matrix units hold operands of a whole tile
     return registers(config, work) <= MOST_REGISTERS and shared_bytes(config, work) <= MOST_SHARED.get(
@@ -218,10 +221,23 @@ def chains(config: Config, work: Work, products: int) -> bool:
     return 1.2 * products * config.pixels * config.block_o / 128 <= 512
 
 
+def finish(card: str) -> Config:
+    """Of `finish`, whose programs tell one another when their share is written: one warp knows that of itself."""
+    return SMALL if card.startswith("sm_") else ONE_WARP
+
+
+def finish_rows(total: int, rings: int, card: str) -> int:
+    """Weights that one program of `finish` handles: 256 programs, whose shares of the profile the last one adds up."""
+    if card == "interpreter":
+        return 128
+    wanted = 1 << (max(total // 256, 1) - 1).bit_length()
+    return max(16, min(wanted, FINISH_LOADS >> rings.bit_length()))
+
+
 def splits(programs: int, tiles: int, sums_bytes: int, multiprocessors: int) -> int:
     """Shares of the pixels: enough programs for four waves of one block, within the workspace."""
     wanted = math.ceil(4 * multiprocessors / programs)
-    return max(1, min(wanted, tiles, WORKSPACE // max(sums_bytes, 1), MOST_SPLITS))
+    return max(1, min(wanted, tiles, WORKSPACE // max(sums_bytes, 1)))
 
 
 @lru_cache(maxsize=1024)

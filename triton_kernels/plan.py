@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from ..geometry import OUTSIDE, Geometry
 from ..problem import Core, RadialConvProblem
 from ..profiles import SIGMA_MIN, SQRT_2PI, ring_centres, sigma_max
-from . import configs, kernels
+from . import configs, kernels, weights
 from .configs import Config, Work
 from .launch import INTERPRETED, Launch, card_of, multiprocessors
 
@@ -32,7 +32,7 @@ __all__ = ["INTERPRETED", "Backward", "Convolution"]
 
 _FAMILY = {"gaussian": "gaussian", "banded": "banded", "binary": "identity", "shell": "identity", "custom": "custom"}
 _POINTER = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-_ROWS = 128  # weights that one program of prepare and finish handles
+_ROWS = 128  # weights that one program of prepare handles
 _ALIGNMENT = 32  # words, of everything in a workspace
 
 
@@ -67,6 +67,7 @@ def _power_of_two(n: int) -> int:
 
 
 # --- tables on the device, shared by all problems with this geometry --------------------------------------------------
+# Never given back: captured CUDA graphs know their addresses, and nobody else knows of the graphs.
 
 
 def _taps(geometry: Geometry) -> list[list[tuple[int, ...]]]:
@@ -94,7 +95,7 @@ def _static_taps(geometry: Geometry, dilation: tuple[int, ...]) -> tuple[tuple[i
     return tuple(flat), tuple(starts)
 
 
-@lru_cache(maxsize=256)
+@cache
 def _tap_tables(
     geometry: Geometry,
     stride: tuple[int, ...],
@@ -122,9 +123,9 @@ def _tap_tables(
     return offsets.to(device), torch.tensor(starts, dtype=torch.int32, device="cpu").to(device)
 
 
-@lru_cache(maxsize=256)
+@cache
 def _profile_table(geometry: Geometry, rings: int, device: torch.device) -> Tensor:
-    """What kernels._profile reads."""
+    """What weights._profile reads."""
     radii = list(geometry.radii[: geometry.buckets])  # bands need none, but there is a place for them
     radii += [0.0] * (geometry.buckets - len(radii))
     counts = [float(max(len(taps), 1)) for taps in _taps(geometry)]
@@ -246,7 +247,7 @@ class _Gather:
         return tables, origin, constants
 
 
-@lru_cache(maxsize=64)
+@cache
 def _no_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     nothing = torch.zeros(_ALIGNMENT, dtype=torch.int32, device="cpu").to(device)  # waited for: other streams read it
     return nothing, nothing
@@ -317,7 +318,7 @@ class Convolution:
             grid,
             (
                 gather.channels, self.fold.basis_at, self.fold.weights_at,
-                gather.in_size, gather.out_size, tiles, gather.stride, origin, gather.classes,
+                *gather.in_size, *gather.out_size, *tiles, gather.stride, origin, gather.classes,
                 gather.x_units, gather.y_strides,
                 tuple(tl.constexpr(i) for i in range(n if combine else 1)), gather.outputs, gather.groups, combine,
                 *constants, bias, precision, *shape, block_c, config.block_o,
@@ -326,7 +327,7 @@ class Convolution:
         )  # fmt: skip
         f = self.fold
         self.prepare = Launch(
-            kernels.prepare,
+            weights.prepare,
             (f.programs, 1, 1),
             (
                 f.basis_at,
@@ -392,7 +393,8 @@ class _Sums:
         rows = gather.outputs * gather.groups
         total = rows * gather.channels
         splits = configs.splits(programs, tile_count, 4 * buckets * total, multiprocessors(problem.device))
-        finishers = -(-total // _ROWS)
+        finish_rows = configs.finish_rows(total, n, work.card)
+        finishers = -(-total // finish_rows)
         self.bias = want_bias and not self.swapped  # else it would be a sum over the gathered side
         bias_at = _round_up(splits * buckets * total)
         partial_at = bias_at + _round_up(splits * rows if self.bias else 0)
@@ -402,21 +404,21 @@ class _Sums:
         self._config = config
         self._before = (
             gather.channels, gather.outputs, gather.groups, 0, bias_at, count_at,
-            gather.in_size, gather.out_size, tiles, tile_count, -(-tile_count // splits), gather.stride, origin,
+            *gather.in_size, *gather.out_size, *tiles, tile_count, -(-tile_count // splits), gather.stride, origin,
             gather.x_units, gather.y_strides, blocks,
         )  # fmt: skip
         self._after = (*constants, self.bias, precision, *shape, block_c, config.block_o)
         self._lanes = tuple(tl.constexpr(j) for j in range(lanes))
         nd2 = _power_of_two(n * buckets)
         self.finish = Launch(
-            kernels.finish,
+            weights.finish,
             (finishers, 1, 1),
             (
                 0, bias_at, partial_at, count_at, n, total, rows, splits,
                 _FAMILY[o.family], buckets, want_w, want_p, self.bias,
-                _power_of_two(n), nd2, _power_of_two(splits), _ROWS, max(1, min(64, 4096 // nd2)),
+                _power_of_two(n), nd2, configs.FINISH_LOADS // finish_rows, finish_rows, max(1, 4096 // nd2),
             ),
-            configs.SMALL,
+            configs.finish(work.card),
         )  # fmt: skip
         self.no_fold = _Fold(gather, False, False, 1, 0)
 

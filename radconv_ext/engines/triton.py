@@ -43,6 +43,20 @@ def _plans() -> tuple[ModuleType | None, str | None]:
         return None, f"Triton kernels: they fail to import: {error}"
 
 
+@functools.cache
+def host_reason() -> str | None:
+    """Why Triton can't launch on this machine's GPU; it builds the host's part on first use, with a C compiler."""
+    try:
+        importlib.import_module("triton.runtime").driver.active.utils  # noqa: B018
+    except Exception as error:  # whatever a compiler, a loader or a driver can say
+        return f"Triton can't build or load its launcher: {type(error).__name__}: {_last_line(error)}"
+    return None
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().rpartition("\n")[2].rstrip(".")
+
+
 def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
@@ -77,7 +91,7 @@ class TritonEngine:
             capability = torch.cuda.get_device_capability(device)
             if capability < (8, 0):
                 return f"needs compute capability 8.0, this card has {capability[0]}.{capability[1]}"
-        return None
+        return host_reason()
 
     def _why_not_interpreted(self, problem: RadialConvProblem, dtype: str) -> str | None:
         if os.environ.get("TRITON_INTERPRET") != "1":
@@ -166,13 +180,19 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager[None]:
 
 
 def _precision(problem: RadialConvProblem) -> str:
-    """Float32 products: TF32 where torch's own convolutions may use it."""
-    if problem.dtype is not torch.float32:
+    """Float32 products: TF32 on NVIDIA cards, where torch's own convolutions may use it."""
+    if (
+        problem.dtype is not torch.float32
+        or torch.version.hip is not None
+        or problem.device.type not in ("cuda", "cpu")
+    ):
         return "ieee"
     backends: Any = torch.backends
-    try:
-        allowed = backends.cudnn.allow_tf32
-    except RuntimeError:  # settings by operator, from torch 2.9 on, that this one flag can't tell
-        levels = (backends.cudnn.conv.fp32_precision, backends.cudnn.fp32_precision, backends.fp32_precision)
-        allowed = next((level for level in levels if level != "none"), "ieee") == "tf32"
-    return "tf32" if allowed else "ieee"
+    conv = getattr(backends.cudnn, "conv", None)
+    if conv is None:  # torch before 2.9
+        return "tf32" if backends.cudnn.allow_tf32 else "ieee"
+    for setting in (conv, backends.cudnn, backends):  # from the particular to the general
+        level = setting.fp32_precision
+        if level != "none":
+            return "tf32" if level == "tf32" else "ieee"
+    return "ieee"
