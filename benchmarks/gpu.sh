@@ -3,9 +3,11 @@
 #
 #   benchmarks/gpu.sh FOLDER         (or: make gpu OUT=FOLDER)
 #
-# FOLDER receives a log per step, benchmarks.json (pytest), gpu.json (table) and summary.txt. Every step runs, also after
-# a failed one; the exit status is 1 if any failed, 2 if the machine lacks something that all steps need.
-# STEPS=tune times the Triton configurations and prints the fastest, to be copied into triton_kernels/configs.py.
+# FOLDER receives a log per step, benchmarks.json (pytest), gpu.json (table) and summary.txt. Every step runs, also
+# after a failed one; the exit status is 1 if any failed, 2 if the machine lacks something that all steps need.
+# STEPS=tune times the Triton configurations and prints the fastest, to be copied into triton_kernels/configs.py; they
+# are kept in FOLDER/tuned, so that another run with the same FOLDER goes on where the first one ended, and the table
+# with them in FOLDER/gpu_tuned.json.
 # Variables: PYTHON (python3), STEPS ("environment build tests sanitizer benchmarks table"), RADCONV_CUDA (on: the CUDA
 # part must build), RADCONV_CUDA_ARCHS.
 set -uo pipefail
@@ -32,7 +34,7 @@ import importlib.util
 import shutil
 import sysconfig
 
-modules = ("torch", "setuptools", "pybind11", "pytest", "pytest_benchmark")
+modules = ("torch", "triton", "setuptools", "pybind11", "pytest", "pytest_benchmark")
 lacking = [name for name in modules if importlib.util.find_spec(name) is None]
 path = sysconfig.get_path("scripts")
 tools = ("cmake", "ninja")
@@ -107,11 +109,13 @@ table() {
   "$python" -m benchmarks.gpu_table "$out/gpu.json"
 }
 
-# Not among the default steps: every configuration is compiled, which takes minutes.
+# Not among the default steps: some 300 configurations are compiled, up to 4 s each.
 tune() {
+  local status=0
   export RADCONV_TRITON_AUTOTUNE=1 RADCONV_CACHE_DIR="$out/tuned"
-  "$python" -m benchmarks.gpu_table "$out/gpu_tuned.json" || return
-  "$python" -m radconv_ext.triton_kernels.tune
+  "$python" -m benchmarks.gpu_table --seconds 500 "$out/gpu_tuned.json" || status=1
+  "$python" -m radconv_ext.triton_kernels.tune || status=1
+  return "$status"
 }
 
 failed=0

@@ -116,23 +116,25 @@ def assert_agreement(problem: Problem) -> None:
 
 
 def last_sample(rival: Rival) -> dict[str, Tensor]:
-    """The last sample's output and input gradient, in float64 on the CPU; ours: gradients of w and sigma too."""
-    names = ("x", "w", "sigma") if len(rival.tensors) == 3 else ("x",)
+    """The last sample's output, and all gradients, in float64 on the CPU."""
+    names = ("x", "w", "sigma") if len(rival.tensors) == 3 else ("x", "kernel")
     with recording("forward"):
         found = {"output": forward_of(rival)()[-1:]}
     with recording("training"):
         gradients = training_of(rival)()[1:]
-    found |= {f"gradient of {name}": g for name, g in zip(names, gradients, strict=False)}
+    found |= {f"gradient of {name}": g for name, g in zip(names, gradients, strict=True)}
     found["gradient of x"] = found["gradient of x"][-1:]
     return {name: t.detach().double().cpu() for name, t in found.items()}
 
 
-def expected_of(reference: Rival) -> dict[str, Tensor]:
-    """What `last_sample` should find, by the definition in float64 on the CPU."""
-    x, *others = reference.tensors
-    assert reference.grad is not None
-    x, grad, *others = (t.double().cpu() for t in (x[-1:], reference.grad[-1:], *others))
-    return last_sample(replace(reference, tensors=[x, *others], grad=grad))
+def expected_of(*peers: Rival) -> dict[str, Tensor]:
+    """What `last_sample` should find, from peers that do it in float64 on the CPU: the definition and the dense one."""
+    expected: dict[str, Tensor] = {}
+    for peer in peers:
+        assert peer.grad is not None
+        x, grad, *others = (t.double().cpu() for t in (peer.tensors[0][-1:], peer.grad[-1:], *peer.tensors[1:]))
+        expected = last_sample(replace(peer, tensors=[x, *others], grad=grad)) | expected
+    return expected
 
 
 def assert_last_sample(rival: Rival, expected: dict[str, Tensor], bound: float, errors: dict[str, Any]) -> None:

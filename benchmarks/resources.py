@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ MOST_SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block
 REGISTERS = 65536  # of a multiprocessor, all targets here
 MOST_WARPS = 64
 MOST_COLUMNS = 512  # of tensor memory, where there is some
-SHOWN = ("FFMA", "FADD", "HMMA", "HGMMA", "TCGEN05", "LDG", "LDS", "LDSM", "STS", "LOP3", "ISETP", "F2FP")
+SHOWN = ("FFMA", "FADD", "FADD2", "HMMA", "HGMMA", "UTCHMMA", "LDG", "LDS", "LDSM", "STS", "LOP3", "ISETP", "F2FP")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Problem:
 PROBLEMS = [
     *(Problem(f"2d-k{k}", k) for k in (3, 5, 7, 9, 11, 15)),
     Problem("2d-k9-64-outputs", 9, outputs=64),
+    Problem("2d-k5-16-channels", 5, channels=16, outputs=16, size=(224, 224)),
+    Problem("2d-k9-512-channels", 9, channels=512, outputs=512, size=(16, 16)),
     Problem("2d-k9-contiguous", 9, layout="contiguous"),
     Problem("2d-k9-float16", 9, dtype="float16"),
     Problem("2d-k9-tf32", 9, dtype="float32"),
@@ -237,6 +240,7 @@ def measure(problem: Problem, capability: int, only: str | None = None) -> list[
                 scale = threads / (pixels * channels)
                 mix = hot_loop(disassembly)
                 row["slots"] = round(sum(mix.values()) * scale, 1)
+                row["loop_spills"] = mix["LDL"] + mix["STL"]
                 row["mix"] = {op: round(mix[op] * scale, 2) for op in SHOWN if mix[op]}
         rows.append(row)
     return rows
@@ -284,7 +288,8 @@ def main() -> None:
         rows = measure_all(measure, [p for p in PROBLEMS if arguments.only in p.id], arguments.targets)
     print(table(rows))
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        document = {"command": "python -m benchmarks.resources", "triton": metadata.version("triton"), "rows": rows}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

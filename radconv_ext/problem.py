@@ -377,7 +377,7 @@ class RadialConvProblem:
 
     @cached_property
     def gradient_shape(self) -> tuple[int, ...]:
-        """Shape of the gradient by x before `fold_wrapped`."""
+        """Shape of the gradient by x before `reference.folded_gradient`."""
         if not self.folds_gradient:
             return self.input_shape
         low, high = self.options.low, self.options.high

@@ -416,8 +416,19 @@ def test_tiles_cover_the_pixels_with_the_least_reading() -> None:
         assert shape[0] * shape[1] * shape[2] == 64
 
 
+def test_finishing_takes_few_programs_of_registers_that_fit() -> None:
+    for card in ("sm_80", "sm_90", "hip"):
+        for rings in (1, 5, 8, 16):
+            for total in (1, 100, 128 * 128, 512 * 512, 2048 * 2048):
+                rows = configs.finish_rows(total, rings, card)
+                assert rows in (16, 32, 64, 128, 256, 512, 1024, 2048)
+                assert 2 * rows * rings <= configs.FINISH_LOADS
+                assert total <= 256 * rows or 2 * rows * 2 ** rings.bit_length() == configs.FINISH_LOADS
+
+
 def test_splits_stay_within_the_workspace() -> None:
     sums = 4 * 13 * 128 * 128
     assert configs.splits(8, 1024, sums, 132) * sums <= configs.WORKSPACE
     assert configs.splits(8, 3, sums, 132) == 3
+    assert configs.splits(1, 10**6, 4 * 13 * 16 * 16, 132) == 4 * 132  # few channels: all multiprocessors all the same
     assert configs.splits(8, 1024, 2**40, 132) == 1

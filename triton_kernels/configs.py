@@ -92,7 +92,7 @@ WEIGHT_GRADIENT = (
     Config(64, 16, 128, 8, "where operands are in registers: half of them in flight", 248),
     Config(128, 16, 64, 8, "64 outputs or fewer"),
     Config(64, 16, 64, 8, "the same where operands are in registers", 240),
-    Config(64, 16, 32, 4, "32 outputs or fewer"),
+    Config(64, 16, 32, 4, "32 outputs or fewer where operands are in registers", 248),
     Config(32, 16, 64, 8, "products without matrix units"),
 )
 DEPTHWISE_GRADIENT = (
@@ -105,7 +105,7 @@ TABLES = {
     ("weight_gradient", False): WEIGHT_GRADIENT,
     ("weight_gradient", True): DEPTHWISE_GRADIENT,
 }
-SMALL = Config(0, 0, 0, 4, "prepare and finish: a few vectors", 128)
+SMALL = Config(0, 0, 0, 4, "prepare and finish: a few vectors", 144)
 ONE_WARP = Config(0, 0, 0, 1, "finish where a barrier doesn't wait for other warps' stores to global memory")
 FINISH_LOADS = 4096  # sums that one program of finish reads at a time: rows * splits
 # The interpreter's time is the number of programs times the number of operations, whatever their size.
@@ -169,6 +169,8 @@ def fits(config: Config, work: Work) -> bool:
         return False  # operands are in registers too
     if work.kernel == "weight_gradient" and not work.unrolled and not work.depthwise and config.pixels > 64:
         return False  # addresses of every tap are made on the way
+    if work.kernel == "weight_gradient" and config.block_o < 64 and not (settles(work.card) or work.depthwise):
+        return False  # the matrix units of a warpgroup take 64 rows; fewer would go through registers
     if work.exact and work.kernel == "weight_gradient" and not work.depthwise and config.pixels > 32:
         return False  # products without matrix units hold operands of a whole tile
     return registers(config, work) <= MOST_REGISTERS and shared_bytes(config, work) <= MOST_SHARED.get(
@@ -177,9 +179,9 @@ def fits(config: Config, work: Work) -> bool:
 
 
 def candidates(work: Work) -> list[Config]:
-    """Configurations that fit, in order of preference; those with blocks twice as large as the problem come last."""
+    """Configurations that fit, in order of preference; those with blocks far larger than the problem come last."""
     table = [c for c in TABLES[work.kernel, work.depthwise] if fits(c, work)]
-    return sorted(table, key=lambda c: c.block_o >= 2 * max(work.outputs, 32))
+    return sorted(table, key=lambda c: max(c.block_o // max(work.outputs, 32), 1))
 
 
 @lru_cache(maxsize=1024)
@@ -231,7 +233,7 @@ def finish_rows(total: int, rings: int, card: str) -> int:
     if card == "interpreter":
         return 128
     wanted = 1 << (max(total // 256, 1) - 1).bit_length()
-    return max(16, min(wanted, FINISH_LOADS >> rings.bit_length()))
+    return max(16, min(wanted, FINISH_LOADS // 2 >> rings.bit_length()))
 
 
 def splits(programs: int, tiles: int, sums_bytes: int, multiprocessors: int) -> int:

@@ -5,7 +5,7 @@ A plan knows everything but the tensors' addresses.  Running it allocates one wo
     forward           prepare, convolve
     backward          weight_gradient (with the preparation of the next), convolve, finish
 
-which makes five launches for a training step, bias and sigma included.
+which makes five launches for a training step, sigma included, and the bias but for transposed convolutions.
 """
 
 from __future__ import annotations

@@ -67,7 +67,10 @@ class TritonEngine:
     name = "triton"
 
     def why_missing(self) -> str | None:
-        return _plans()[1]
+        reason = _plans()[1]
+        if reason is None and torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+            reason = host_reason()
+        return reason
 
     def why_not(self, problem: RadialConvProblem) -> str | None:
         o, device = problem.options, problem.device
