@@ -50,7 +50,7 @@ def test_triton_engine_agrees_with_the_definition(case: Case, precision: str) ->
 def test_error_is_at_most_one_and_a_half_times_the_dense_one(dtypes: str, weights: str, scale: int, k: int) -> None:
     names = dtypes.split("-")
     types = [getattr(torch, name) for name in (names[0], names[-1])]
-    for name, (ours, dense) in rounding_errors("triton", *types, weights, scale, k, device="cuda").items():
+    for name, (ours, dense) in rounding_errors("triton", *types, weights, scale, k, 0.03, "cuda").items():
         assert ours <= 1.5 * dense, (name, ours, dense)
 
 

@@ -139,7 +139,7 @@ def test_combined_rings(
     assert constants([one for one in launches if one.kernel.__name__ == "convolve"], "COMBINE") == {combine}
 
 
-@pytest.mark.parametrize("id", ["batch-33", "depthwise"])
+@pytest.mark.parametrize("id", ["batch-33", "channels-last-depthwise"])
 def test_many_shares_of_the_pixels(id: str, monkeypatch: pytest.MonkeyPatch, launches: list[launch.Launch]) -> None:
     """More splits than `finish` adds at a time."""
     case = replace(BY_ID[id], batch=70)
