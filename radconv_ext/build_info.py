@@ -18,7 +18,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypedDict
 
-__all__ = ["BuildInfo", "CudaInfo", "NativeInfo", "build_info", "native", "native_reason", "triton_reason"]
+__all__ = [
+    "BuildInfo",
+    "CudaInfo",
+    "NativeInfo",
+    "build_info",
+    "in_one_line",
+    "native",
+    "native_reason",
+    "triton_reason",
+]
 
 _MODULE = f"{__package__}._C"
 _RECORD = Path(__file__).with_name("_build.json")  # written by setup.py
@@ -127,6 +136,12 @@ def _triton_version() -> str | None:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "unknown"
+
+
+def in_one_line(error: Exception) -> str:
+    """Type and last line of an error, without a full stop: what a sentence about it ends with."""
+    last = str(error).strip().rpartition("\n")[2].strip()
+    return f"{type(error).__name__}: {last.rstrip('.')}"
 
 
 def triton_reason() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -145,7 +146,9 @@ def test_many_shares_of_the_pixels(id: str, monkeypatch: pytest.MonkeyPatch, lau
     case = replace(BY_ID[id], batch=70)
     monkeypatch.setattr(plan, "multiprocessors", lambda device: 1000)
     agree(case, "float32")
-    assert launches[-1].argument("splits") >= 70 > launches[-1].argument("SPLITS")
+    splits, sums = launches[-1].argument("splits"), launches[2]
+    assert splits >= 70 > launches[-1].argument("SPLITS")
+    assert (splits - 1) * sums.argument("tiles_per_split") < sums.argument("tile_count")  # the last has something to do
 
 
 @pytest.mark.parametrize("wanted", [("x",), ("w",), ("p",), ("bias",), ("x", "p"), ("w", "bias")])
@@ -398,10 +401,10 @@ def test_some_configuration_fits_every_kind_of_work() -> None:
         for card in ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "hip"):
             for item, exact in ((2, False), (4, False), (4, True)):
                 for buckets in (1, 3, 13, 27, 200):
-                    for outputs in (1, 64, 1024):
+                    for outputs, unrolled in itertools.product((1, 64, 1024), (True, False)):
                         w = work(
                             kernel=kernel, depthwise=depthwise, card=card, item=item, exact=exact, buckets=buckets,
-                            outputs=outputs,
+                            outputs=outputs, unrolled=unrolled,
                         )  # fmt: skip
                         assert configs.candidates(w), w
 

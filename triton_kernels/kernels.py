@@ -262,21 +262,9 @@ def convolve(
             # loop, they would take registers that the ring sums need
             again = tl.program_id(0) + tl.load(first_ptr)
             _store_tile(
-                again,
-                b_acc,
-                y_ptr,
-                o_row,
-                m_o,
-                tiles,
-                classes,
-                out_size,
-                y_strides,
-                NDIM,
-                INDEX,
-                TILE_D,
-                TILE_H,
-                TILE_W,
-            )
+                again, b_acc, y_ptr, o_row, m_o, tiles, classes, out_size, y_strides,
+                NDIM, INDEX, TILE_D, TILE_H, TILE_W,
+            )  # fmt: skip
 
 
 # --- gradient of the weights ------------------------------------------------------------------------------------------

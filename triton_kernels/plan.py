@@ -392,7 +392,9 @@ class _Sums:
         tile_count = math.prod(tiles) * x.shape[0]
         rows = gather.outputs * gather.groups
         total = rows * gather.channels
-        splits = configs.splits(programs, tile_count, 4 * buckets * total, multiprocessors(problem.device))
+        wanted = configs.splits(programs, tile_count, 4 * buckets * total, multiprocessors(problem.device))
+        per_split = -(-tile_count // wanted)
+        splits = -(-tile_count // per_split)  # without those that would be left with nothing
         finish_rows = configs.finish_rows(total, n, work.card)
         finishers = -(-total // finish_rows)
         self.bias = want_bias and not self.swapped  # else it would be a sum over the gathered side
@@ -404,7 +406,7 @@ class _Sums:
         self._config = config
         self._before = (
             gather.channels, gather.outputs, gather.groups, 0, bias_at, count_at,
-            *gather.in_size, *gather.out_size, *tiles, tile_count, -(-tile_count // splits), gather.stride, origin,
+            *gather.in_size, *gather.out_size, *tiles, tile_count, per_split, gather.stride, origin,
             gather.x_units, gather.y_strides, blocks,
         )  # fmt: skip
         self._after = (*constants, self.bias, precision, *shape, block_c, config.block_o)

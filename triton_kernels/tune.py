@@ -34,6 +34,7 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from .. import __version__
+from ..build_info import in_one_line
 from ..problem import RadialConvProblem
 from . import configs
 from .configs import Config
@@ -141,8 +142,7 @@ def _times(candidates: Sequence[Config], trial: Trial, kernel: str) -> dict[Conf
             run = trial(config)
             run()
         except (TritonError, RuntimeError) as error:  # of compiling, loading or launching, which report at once
-            said = str(error).strip().rpartition("\n")[2].strip().rstrip(".")
-            sentence = f"autotuning leaves out {_literal(config)} for {kernel}: {type(error).__name__}: {said}."
+            sentence = f"autotuning leaves out {_literal(config)} for {kernel}: {in_one_line(error)}."
             warnings.warn(sentence, RuntimeWarning, stacklevel=2)
             continue
         times[config] = round(_measure(run), 6)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..build_info import triton_reason
+from ..build_info import in_one_line, triton_reason
 from ..problem import RadialConvProblem
 
 __all__ = ["TritonEngine"]
@@ -49,12 +49,8 @@ def host_reason() -> str | None:
     try:
         importlib.import_module("triton.runtime").driver.active.utils  # noqa: B018
     except Exception as error:  # whatever a compiler, a loader or a driver can say
-        return f"Triton can't build or load its launcher: {type(error).__name__}: {_last_line(error)}"
+        return f"Triton can't build or load its launcher: {in_one_line(error)}"
     return None
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().rpartition("\n")[2].rstrip(".")
 
 
 def _power_of_two(n: int) -> int:
