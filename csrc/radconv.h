@@ -9,7 +9,7 @@
 
 namespace radconv {
 
-enum class DType : int { kFloat32 = 0, kBFloat16 = 1 };
+enum class DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 // How the native core makes the profile P (n rings x buckets).
 enum class Family : int {

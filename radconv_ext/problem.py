@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .checks import HALF, expect_dense, expect_flag, expect_floating, expect_integer, expect_one_of, expect_tensor
 from .geometry import Geometry, shell_count
+from .precision import product_precision
 from .profiles import FAMILIES, Family
 
 __all__ = ["PADDING_MODES", "Core", "Options", "RadialConvProblem", "make_spec", "parse_spec", "problem_of"]
@@ -332,6 +333,7 @@ class RadialConvProblem:
     x_strides: tuple[int, ...]
     channels_last: bool  # memory format of the output and of x's gradient
     channelwise: bool  # sigma per output and input channel: (O, C/groups, n)
+    precision: str  # of float32 products on matrix units: "tf32" where torch allows it, else "ieee"
     engine_state: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # plans its engine keeps
 
     @cached_property
@@ -356,8 +358,7 @@ class RadialConvProblem:
     @cached_property
     def output_is_like_x(self) -> bool:
         """Same shape, and x's strides are just those of a new tensor: `empty_like` will do."""
-        new = torch.empty(self.output_shape, device="meta", memory_format=self.memory_format)
-        return self.output_shape == self.input_shape and self.x_strides == new.stride()
+        return self.output_shape == self.input_shape and self.x_strides == self.output_strides
 
     @cached_property
     def core(self) -> Core:
@@ -382,6 +383,11 @@ class RadialConvProblem:
             return self.input_shape
         low, high = self.options.low, self.options.high
         return (*self.input_shape[:2], *(n + a + b for n, a, b in zip(self.in_size, low, high, strict=True)))
+
+    @cached_property
+    def output_strides(self) -> tuple[int, ...]:
+        """Strides of an output, and, mostly, of its gradient."""
+        return torch.empty(self.output_shape, device="meta", memory_format=self.memory_format).stride()
 
     @cached_property
     def adjoint_core(self) -> Core:
@@ -547,6 +553,7 @@ def build_problem(spec: str, x: Tensor, w: Tensor, p: Tensor | None, bias: Tenso
         x_strides=x.stride(),
         channels_last=_is_channels_last(o.ndim, x),
         channelwise=channelwise,
+        precision=product_precision(x),
     )
 
 
@@ -559,7 +566,8 @@ def problem_of(spec: str, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor |
     if x.layout is not torch.strided:
         expect_dense("x", x)  # has no strides to look up
     key = (
-        spec, x.shape, x.stride(), x.dtype, x.device, w.shape, w.dtype, w.device, w.layout,
+        spec, x.shape, x.stride(), x.dtype, x.device, product_precision(x) if x.is_cuda else None,
+        w.shape, w.dtype, w.device, w.layout,
         None if p is None else (p.shape, p.dtype, p.device, p.layout),
         None if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout),
     )  # fmt: skip

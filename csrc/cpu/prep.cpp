@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../profile.h"
 #include "thread_pool.h"
 
 namespace radconv::cpu {
 namespace {
-
-constexpr double kSqrt2Pi = 2.5066;  // as the released package rounds it: its numbers depend on it
 
 std::vector<int> multiplicities(const RingModel& model) {
   std::vector<int> count(model.buckets, 0);
@@ -32,26 +31,13 @@ Profile profile_of(const RingModel& model, const float* parameter) {
     return profile;
   }
   profile.slope.assign(profile.value.size(), 0.0);
-  for (int i = 0; i < n; ++i) {
-    const double given = parameter[i];
-    // written so that NaN stays NaN
-    const double sigma = given < model.sigma_min ? model.sigma_min : given > model.sigma_max ? model.sigma_max : given;
-    const bool moves = given >= model.sigma_min && given <= model.sigma_max;
+  for (int i = 0; i < n; ++i)
     for (int s = 0; s < buckets; ++s) {
-      const size_t at = static_cast<size_t>(i) * buckets + s;
-      if (model.family == Family::kGaussian) {
-        const double offset = model.radius[s] - model.centre[i];
-        const double value = std::exp(-offset * offset / (2 * sigma * sigma));
-        profile.value[at] = value;
-        profile.slope[at] = moves ? value * offset * offset / (sigma * sigma * sigma) : 0.0;
-      } else {
-        const double offset = (s - i) / sigma;
-        const double value = std::exp(-0.5 * offset * offset) / (kSqrt2Pi * sigma);
-        profile.value[at] = value;
-        profile.slope[at] = moves ? value * (offset * offset - 1) / sigma : 0.0;
-      }
+      const double offset = model.family == Family::kGaussian ? model.radius[s] - model.centre[i] : 0.0;
+      const ProfileValue at = profile_value(model.family, parameter[i], model.sigma_min, model.sigma_max, i, s, offset);
+      profile.value[static_cast<size_t>(i) * buckets + s] = at.value;
+      profile.slope[static_cast<size_t>(i) * buckets + s] = at.slope;
     }
-  }
   return profile;
 }
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..checks import expect_one_of
 from ..problem import RadialConvProblem
 from .cpu import CpuEngine
+from .cuda import CudaEngine
 from .reference import ReferenceEngine
 from .triton import TritonEngine
 
@@ -43,8 +44,9 @@ class Engine(Protocol):
         """Gradients by x, w, p and bias; None where not wanted."""
 
 
+_portable = (TritonEngine(), ReferenceEngine())
 # in the order in which choose() tries them
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (CpuEngine(), TritonEngine(), ReferenceEngine())}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (CpuEngine(), CudaEngine(_portable), *_portable)}
 
 _preferred: ContextVar[str] = ContextVar("radconv_ext_engine", default="auto")
 
@@ -66,7 +68,7 @@ def use_engine(engine: str) -> Iterator[None]:
     """Insist on one engine for every call inside the `with` block that names none.
 
     Args:
-        engine: "cpu", "triton", "reference", or "auto" for the choice by problem.
+        engine: "cpu", "cuda", "triton", "reference", or "auto" for the choice by problem.
 
     Raises:
         ValueError: unknown engine; inside the block, a call that the engine can't serve, with its reason.

@@ -17,19 +17,12 @@ from torch import Tensor
 from .. import reference
 from ..build_info import native, native_reason
 from ..problem import RadialConvProblem
-from ..profiles import SIGMA_MIN, ring_centres, sigma_max
+from .native import conv_shape, empty, no_native_profile, reads_transposed, ring_model
 
 __all__ = ["CpuEngine"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _LARGEST_HALO = 2**21  # elements, 8 MiB: beyond, by huge dilation, the copy costs more than it saves
-_NATIVE_FAMILY = {
-    "gaussian": "gaussian",
-    "banded": "banded",
-    "binary": "identity",
-    "shell": "identity",
-    "custom": "custom",
-}
 
 
 class CpuEngine:
@@ -45,10 +38,8 @@ class CpuEngine:
             return f"needs tensors on the CPU, these are on {problem.device}"
         if problem.dtype not in _DTYPES:
             return f"serves float32 and bfloat16, this is {str(problem.dtype).removeprefix('torch.')}"
-        if problem.channelwise:
-            return "channel-wise sigma can't be written as shared rings, only as a dense kernel"
-        if problem.options.family not in _NATIVE_FAMILY:
-            return f"has no native profile of family {problem.options.family!r}"
+        if (reason := no_native_profile(problem)) is not None:
+            return reason
         halo = math.prod(reach + 1 for reach in problem.options.reach)
         if halo > _LARGEST_HALO:
             return (
@@ -60,7 +51,7 @@ class CpuEngine:
         self, problem: RadialConvProblem, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None
     ) -> Tensor:
         # empty_like takes half the time of empty
-        y = torch.empty_like(x) if problem.output_is_like_x else _empty(problem, problem.output_shape)
+        y = torch.empty_like(x) if problem.output_is_like_x else empty(problem, problem.output_shape)
         if problem.batch == 0:
             return y
         p_floats = None if p is None else _floats(p)
@@ -106,12 +97,6 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-def _empty(problem: RadialConvProblem, shape: tuple[int, ...]) -> Tensor:
-    if problem.channels_last:
-        return torch.empty(shape, dtype=problem.dtype, memory_format=problem.memory_format)
-    return torch.empty(shape, dtype=problem.dtype)
-
-
 def _conv(
     plan: Any,
     x: Tensor,
@@ -135,7 +120,7 @@ def _conv(
 
 def _input_gradient(problem: RadialConvProblem, grad: Tensor, w: Tensor, p: Tensor | None) -> Tensor | None:
     """Gradient by x: the adjoint convolution; None when something was NaN or Inf."""
-    grad_x = _empty(problem, problem.gradient_shape)
+    grad_x = empty(problem, problem.gradient_shape)
     if problem.batch and not _conv(_plan(problem, "adjoint"), grad, grad.stride(), w, p, None, grad_x):
         return None
     return reference.folded_gradient(problem, grad_x)
@@ -150,37 +135,12 @@ def _plan(problem: RadialConvProblem, direction: str) -> Any:
 
 
 def _make_plan(problem: RadialConvProblem, adjoint: bool) -> Any:
-    c, o = native(), problem.options
+    c = native()
     assert c is not None
-    geometry = o.geometry
-    model = c.RingModel(
-        family=getattr(c.Family, _NATIVE_FAMILY[o.family]),
-        rings=o.rings,
-        buckets=geometry.buckets,
-        bucket=geometry.bucket,
-        centre=ring_centres(o.kernel_size, o.rings),
-        radius=geometry.radii,
-        sigma_min=SIGMA_MIN,
-        sigma_max=sigma_max(o.rings),
-    )
-    core = problem.adjoint_core if adjoint else problem.core
-    channels = (problem.in_channels // o.groups, problem.out_channels // o.groups)
     return c.CpuPlan(
-        model=model,
-        kernel_size=o.kernel_size,
-        in_size=core.in_size,
-        out_size=core.out_size,
-        stride=core.stride,
-        upsample=core.upsample,
-        dilation=core.dilation,
-        low=core.low,
-        wrap=core.wrap,
-        batch=problem.batch,
-        groups=o.groups,
-        in_per_group=channels[adjoint],
-        out_per_group=channels[not adjoint],
-        dtype=c.DType.float32 if problem.dtype is torch.float32 else c.DType.bfloat16,
-        transpose=o.transposed != adjoint,
+        model=ring_model(c, problem.options),
+        shape=conv_shape(c, problem, adjoint),
+        transpose=reads_transposed(problem, adjoint),
         x_strides=problem.x_strides,
         channels_last=problem.channels_last,
     )

@@ -13,17 +13,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import os
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import reference
 from ..build_info import in_one_line, triton_reason
+from ..precision import interprets_triton
 from ..problem import RadialConvProblem
+from .native import empty
 
 __all__ = ["TritonEngine"]
 
@@ -64,7 +64,7 @@ class TritonEngine:
 
     def why_missing(self) -> str | None:
         reason = _plans()[1]
-        if reason is None and torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        if reason is None and torch.cuda.is_available() and not interprets_triton():
             reason = host_reason()
         return reason
 
@@ -84,7 +84,7 @@ class TritonEngine:
             return f"needs tensors on a GPU, these are on {device}"
         if (reason := self.why_missing()) is not None:
             return reason
-        if os.environ.get("TRITON_INTERPRET") == "1":
+        if interprets_triton():
             return "TRITON_INTERPRET=1 is set: the interpreter takes tensors on the CPU"
         if device.type == "cuda" and torch.version.hip is None:
             capability = torch.cuda.get_device_capability(device)
@@ -93,7 +93,7 @@ class TritonEngine:
         return host_reason()
 
     def _why_not_interpreted(self, problem: RadialConvProblem, dtype: str) -> str | None:
-        if os.environ.get("TRITON_INTERPRET") != "1":
+        if not interprets_triton():
             return (
                 "needs tensors on a GPU, these are on the CPU (TRITON_INTERPRET=1 runs the kernels in an interpreter)"
             )
@@ -110,12 +110,12 @@ class TritonEngine:
     def forward(
         self, problem: RadialConvProblem, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None
     ) -> Tensor:
-        y = _empty(problem, problem.output_shape)
+        y = empty(problem, problem.output_shape)
         if problem.batch == 0:
             return y
         w, p = _dense(w), None if p is None else _dense(p)
         bias = None if bias is None else _dense(bias)
-        precision = _precision(problem)
+        precision = problem.precision
         key = ("forward", precision, x.data_ptr() % 4)
         with _on(problem.device):
             plan = problem.engine_state.get(key)
@@ -134,9 +134,9 @@ class TritonEngine:
         if problem.batch == 0:
             return reference.backward(problem, grad, x, w, p, wanted)
         w, p = _dense(w), None if p is None else _dense(p)
-        precision = _precision(problem)
+        precision = problem.precision
         key = ("backward", precision, *wanted, grad.stride(), x.data_ptr() % 4, grad.data_ptr() % 4)
-        grad_x = _empty(problem, problem.gradient_shape) if want_x else None
+        grad_x = empty(problem, problem.gradient_shape) if want_x else None
         with _on(problem.device):
             plan = problem.engine_state.get(key)
             if plan is None:
@@ -162,10 +162,6 @@ def _tune() -> ModuleType:
     return importlib.import_module("radconv_ext.triton_kernels.tune")
 
 
-def _empty(problem: RadialConvProblem, shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(shape, dtype=problem.dtype, device=problem.device, memory_format=problem.memory_format)
-
-
 def _dense(t: Tensor) -> Tensor:
     return t if t.is_contiguous() else t.contiguous()
 
@@ -176,22 +172,3 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
     module = getattr(torch, device.type)
     return contextlib.nullcontext() if module.current_device() == device.index else module.device(device)
-
-
-def _precision(problem: RadialConvProblem) -> str:
-    """Float32 products: TF32 on NVIDIA cards, where torch's own convolutions may use it."""
-    if (
-        problem.dtype is not torch.float32
-        or torch.version.hip is not None
-        or problem.device.type not in ("cuda", "cpu")
-    ):
-        return "ieee"
-    backends: Any = torch.backends
-    conv = getattr(backends.cudnn, "conv", None)
-    if conv is None:  # torch before 2.9
-        return "tf32" if backends.cudnn.allow_tf32 else "ieee"
-    for setting in (conv, backends.cudnn, backends):  # from the particular to the general
-        level = setting.fp32_precision
-        if level != "none":
-            return "tf32" if level == "tf32" else "ieee"
-    return "ieee"

@@ -1,0 +1,82 @@
+#include "cuda/bindings.h"
+
+#include <optional>
+#include <string>
+
+#include "cuda/engine.h"
+#include "module.h"
+
+namespace py = pybind11;
+
+namespace radconv::cuda {
+namespace {
+
+// One checked convolution, its layouts and its device; made once per problem and kept by Python.
+class CudaPlan {
+ public:
+  CudaPlan(const RingModel& model, const ConvShape& shape, bool transpose, const Ints& x_strides, bool channels_last,
+           int device, std::optional<int> shared)
+      : plan_(make_plan(shape, model, transpose, five(x_strides), output_strides(shape, channels_last),
+                        shared ? *shared : most_shared(device))),
+        device_(device) {}
+
+  py::bytes tables() const { return {reinterpret_cast<const char*>(plan_.tables.data()), 4 * plan_.tables.size()}; }
+
+  void prepare() const { cuda::prepare(plan_, device_); }
+
+  void run(uintptr_t stream, uintptr_t x, uintptr_t w, DType w_type, uintptr_t parameter, DType parameter_type,
+           uintptr_t bias, DType bias_type, uintptr_t y, uintptr_t workspace, uintptr_t tables) const {
+    py::gil_scoped_release release;
+    cuda::run(plan_, device_, stream, pointer<void>(x), {pointer<void>(w), w_type},
+              {pointer<void>(parameter), parameter_type}, {pointer<void>(bias), bias_type}, pointer<void>(y),
+              pointer<void>(workspace), pointer<void>(tables));
+  }
+
+  // What was decided, for tests and reports.
+  py::dict facts() const {
+    const ConvParams& p = plan_.conv;
+    py::dict d;
+    d["kernel"] = py::make_tuple(plan_.k, plan_.depth);
+    d["blocks"] = plan_.blocks;
+    d["shared"] = plan_.shared;
+    d["workspace"] = plan_.workspace;
+    d["tile"] = py::make_tuple(p.tile[0], p.tile[1], p.tile[2]);
+    d["classes"] = py::make_tuple(p.classes[0], p.classes[1], p.classes[2]);
+    d["halo_buffers"] = p.halo_buffers;
+    d["weight_buffers"] = p.weight_buffers;
+    d["block_outputs"] = p.block_outputs;
+    d["passes"] = p.passes;
+    return d;
+  }
+
+  const char* loader(uintptr_t x) const {
+    constexpr const char* kNames[] = {"vector", "word", "scalar"};
+    return kNames[static_cast<int>(loader_of(plan_, pointer<void>(x)))];
+  }
+
+  int64_t workspace() const { return plan_.workspace; }
+
+ private:
+  Plan plan_;
+  int device_;
+};
+
+}  // namespace
+
+void bind(py::module_& m) {
+  // a ValueError says why the kernels can't do it, a RuntimeError what the CUDA runtime refused
+  py::register_local_exception<Unservable>(m, "Unservable", PyExc_ValueError);
+  py::class_<CudaPlan>(m, "CudaPlan", py::module_local())
+      .def(py::init<const RingModel&, const ConvShape&, bool, const Ints&, bool, int, std::optional<int>>(),
+           py::kw_only(), py::arg("model"), py::arg("shape"), py::arg("transpose"), py::arg("x_strides"),
+           py::arg("channels_last"), py::arg("device"), py::arg("shared") = py::none())
+      .def("prepare", &CudaPlan::prepare)
+      .def("run", &CudaPlan::run)
+      .def("facts", &CudaPlan::facts)
+      .def("loader", &CudaPlan::loader)
+      .def_property_readonly("tables", &CudaPlan::tables)
+      .def_property_readonly("workspace", &CudaPlan::workspace);
+  m.def("why_not_device", &why_not);
+}
+
+}  // namespace radconv::cuda

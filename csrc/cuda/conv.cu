@@ -1,0 +1,185 @@
+// The fused convolution: forward, and, with weights the other way round, the gradient by the input.
+//
+// A block owns 128 output pixels and up to 128 output channels and walks over the input channels in chunks of 32 bytes
+// a pixel (16 halves or 8 floats).  Two groups of four warps take turns: each copies the halo of its chunk into shared
+// memory (the next one while it works on this one), sums shells, combines them to basis functions (rings.cuh) and
+// leaves these, rounded to the tensor's type, to the four warps that multiply them by the folded weights (product.cuh).
+// So plain units and matrix units work at the same time, and nothing of the size of the rings ever leaves the chip.
+//
+// What bounds it: plain issue slots from k = 5 on (python -m benchmarks.resources counts them), below that the product.
+//
+// This file is compiled once per kernel size: RADCONV_K wide and high, RADCONV_KD deep, 0 for any.
+
+#include "cuda/conv.h"
+
+#include "cuda/halo.cuh"
+#include "cuda/launches.h"
+#include "cuda/primitives.cuh"
+#include "cuda/product.cuh"
+#include "cuda/rings.cuh"
+
+namespace radconv::cuda {
+namespace {
+
+// Named barriers; two of each of the last three, one per group.
+enum : int { kWeights = 1, kHalo = 2, kFull = 4, kFree = 6 };
+
+constexpr int kPairThreads = 2 * kGroupThreads;  // the multiplying warps and one group
+constexpr float kShrink = 1.0f / 1024;           // of float16 rings in a second attempt
+
+// Rings of every other step, into shared memory.
+template <class T, int K, int KD>
+__device__ __forceinline__ void gather(const ConvParams& p, unsigned char* memory, float scale, int group, int thread) {
+  using R = Rings<T, K, KD>;
+  constexpr int kChunk = kWords * T::kChannels;
+  const unsigned char* const table = memory + p.gather_at;
+  unsigned char* const halos = memory + group * p.halo_buffers * p.halo_bytes;
+  unsigned char* const rings = memory + p.ring_at + group * kPixels * R::kFunctions * kPixelBytes;
+  const auto load = [&](int task, int step, int buffer) {
+    const int first = task / p.passes * kChunk;
+    const int64_t base = load_place(p, memory).base;
+    R::load(p, step, base + first * p.x_strides[1], p.channels - first, table, halos + buffer * p.halo_bytes, thread);
+    commit_copies();
+  };
+  int buffer = 0;
+  if (group < p.steps) load(group, 0, 0);
+  for (int task = group; task < p.steps; task += 2) {
+    typename R::Sums sums;
+#pragma unroll 1
+    for (int step = 0; step < R::kSteps; ++step) {
+      const bool last = step == R::kSteps - 1, more = !last || task + 2 < p.steps;
+      wait_copies<0>();
+      // the halo is here, and nobody reads the other buffer any more
+      barrier_sync(kHalo + group, kGroupThreads);
+      if (more && p.halo_buffers == 2) load(last ? task + 2 : task, last ? 0 : step + 1, buffer ^ 1);
+      if (last && task >= 2) barrier_sync(kFree + group, kPairThreads);
+      static_for<R::kSteps>([&](auto dz) {
+        if (dz == step)
+          R::template step<dz>(p, sums, task % p.passes, scale, halos + buffer * p.halo_bytes, memory, rings, thread);
+      });
+      if (p.halo_buffers == 2) {
+        buffer ^= 1;
+      } else if (more) {
+        barrier_sync(kHalo + group, kGroupThreads);  // before the only buffer is overwritten
+        load(last ? task + 2 : task, last ? 0 : step + 1, 0);
+      }
+    }
+    barrier_arrive(kFull + group, kPairThreads);
+  }
+}
+
+// Rings by weights, step after step.
+template <class T, int K, int KD>
+__device__ __forceinline__ void multiply(const ConvParams& p, unsigned char* memory,
+                                         Product<T, Rings<T, K, KD>::kFunctions, (KD > 1 ? 2 : 4)>& product,
+                                         int thread) {
+  constexpr int kFunctions = Rings<T, K, KD>::kFunctions;
+  const int functions = K > 0 ? kFunctions : p.per_pass;
+  const int bytes = p.weight_bytes;  // of one step
+  const Place at = load_place(p, memory);
+  const unsigned char* next =
+      p.workspace + p.weights + (int64_t{at.group} * p.out_blocks + at.out_block) * p.steps * bytes + thread * 16;
+  unsigned char* const buffers = memory + p.weight_at;
+  const auto load_next = [&](int buffer) {
+#pragma unroll 1
+    for (int i = 0; i < bytes - thread * 16; i += kGroupThreads * 16)
+      copy_async<16>(buffers + buffer * bytes + thread * 16 + i, next + i, 16);
+    next += bytes;
+    commit_copies();
+  };
+  load_next(0);
+  for (int task = 0; task < p.steps; ++task) {
+    const int group = task % 2, buffer = p.weight_buffers == 2 ? group : 0;
+    wait_copies<0>();
+    // the weights are here, and nobody reads the other buffer any more
+    barrier_sync(kWeights, kGroupThreads);
+    if (task + 1 < p.steps && p.weight_buffers == 2) load_next(group ^ 1);
+    barrier_sync(kFull + group, kPairThreads);
+    const unsigned char* const rings = memory + p.ring_at + group * kPixels * kFunctions * kPixelBytes;
+    if (product.outputs > 0)
+#pragma unroll 1
+      for (int i = 0; i < functions; ++i) product.add(rings, buffers + buffer * bytes, i, p.block_outputs, thread);
+    if (task + 2 < p.steps) barrier_arrive(kFree + group, kPairThreads);
+    if (task + 1 < p.steps && p.weight_buffers == 1) {
+      barrier_sync(kWeights, kGroupThreads);  // before the only buffer is overwritten
+      load_next(0);
+    }
+  }
+}
+
+template <class T, int K, int KD>
+__global__ void __launch_bounds__(kThreads, 1) conv(const __grid_constant__ ConvParams p) {
+  using R = Rings<T, K, KD>;
+  unsigned char* const memory = shared_memory();
+  if (threadIdx.x == 0) store_shared<Place>(memory + p.place_at, place_of(p, blockIdx.x));
+  const int role = threadIdx.x / kGroupThreads, thread = threadIdx.x % kGroupThreads;
+  if constexpr (K > 0) {
+    for (int i = threadIdx.x; i < p.shells * R::kPitch; i += kThreads)
+      store_shared<float>(memory + p.basis_at + 4 * i, reinterpret_cast<const float*>(p.workspace)[i]);
+  } else if (threadIdx.x < kPixels) {
+    unsigned rest = threadIdx.x;
+    int place[3];
+    for (int axis = 2; axis >= 0; --axis) place[axis] = take(rest, p.tile[axis]) * p.stride[axis];
+    const int pixel = (place[0] * p.halo[1] + place[1]) * p.halo[2] + place[2];
+    store_shared<int>(memory + p.pixel_at + 4 * threadIdx.x, rest > 0 ? 0 : pixel * kPixelBytes);
+  }
+  __syncthreads();
+  make_gather_table(p, load_place(p, memory), memory + p.gather_at);
+  __syncthreads();
+
+  // float16 ends at 65504, which rings may leave where outputs, with small weights, don't: once more, then, with
+  // smaller ones.  Small values keep all their digits in the first attempt.
+  constexpr bool kMayOverflow = std::is_same_v<T, Float16>;
+  float scale = 1.0f;
+  if (role > 0) {
+    while (true) {
+      gather<T, K, KD>(p, memory, scale, role - 1, thread);
+      if (!kMayOverflow || !__syncthreads_or(0)) return;
+      scale = kShrink;
+      __syncthreads();
+    }
+  }
+  Product<T, R::kFunctions, (KD > 1 ? 2 : 4)> product(p, load_place(p, memory).out_block, thread);
+  while (true) {
+    product.clear();
+    multiply<T, K, KD>(p, memory, product, thread);
+    if (!kMayOverflow || !__syncthreads_or(scale == 1.0f && !product.is_finite())) break;
+    if constexpr (K > 0)
+      for (int i = thread; i < p.shells * R::kPitch; i += kGroupThreads) {
+        unsigned char* const value = memory + p.basis_at + 4 * i;
+        store_shared<float>(value, load_shared<float>(value) * kShrink);
+      }
+    scale = 1 / kShrink;
+    __syncthreads();
+  }
+  // everything in shared memory has been read: by the rings before their last step, by the product before this barrier
+  barrier_sync(kWeights, kGroupThreads);
+  if (product.outputs > 0) product.store(p, scale, memory, thread);
+}
+
+}  // namespace
+
+namespace {
+
+using Kernel = void (*)(ConvParams);
+
+Kernel kernel_of(DType type) {
+  if (type == DType::kFloat16) return conv<Float16, RADCONV_K, RADCONV_KD>;
+  if (type == DType::kBFloat16) return conv<BFloat16, RADCONV_K, RADCONV_KD>;
+  return conv<TF32, RADCONV_K, RADCONV_KD>;
+}
+
+cudaError_t prepare(DType type, int shared) { return prepare_kernel(kernel_of(type), shared); }
+
+cudaError_t launch(DType type, unsigned blocks, int shared, cudaStream_t stream, const ConvParams& params) {
+  return launch_kernel(kernel_of(type), blocks, kThreads, shared, stream, params);
+}
+
+}  // namespace
+
+#define RADCONV_NAMED(K, KD) conv_##K##x##KD
+#define RADCONV_NAME(K, KD) RADCONV_NAMED(K, KD)
+const ConvKernels RADCONV_NAME(RADCONV_K, RADCONV_KD) = {
+    RADCONV_K, RADCONV_KD, Rings<TF32, RADCONV_K, RADCONV_KD>::kFunctions, prepare, launch};
+
+}  // namespace radconv::cuda

@@ -1,0 +1,98 @@
+#include "cuda/engine.h"
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/launches.h"
+
+namespace radconv::cuda {
+namespace {
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // else the next launch's check would report it as its own
+  throw std::runtime_error(std::string(what) + " failed: " + cudaGetErrorString(error));
+}
+
+// Launches and attributes go to the current device.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    check(cudaGetDevice(&before_), "asking for the current device");
+    if (before_ != device) check(cudaSetDevice(device), "making the tensors' device current");
+    moved_ = before_ != device;
+  }
+  ~OnDevice() {
+    if (moved_) (void)cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool moved_ = false;
+};
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "asking for the device's properties");
+  return value;
+}
+
+const ConvKernels& kernels_of(const Plan& plan) {
+  static const ConvKernels* const all[] = {
+#define X(K, DEPTH) &conv_##K##x##DEPTH,
+      RADCONV_CUDA_SIZES
+#undef X
+  };
+  for (const ConvKernels* kernels : all)
+    if (kernels->k == plan.k && kernels->depth == plan.depth) return *kernels;
+  throw std::logic_error("no kernel of size " + std::to_string(plan.k) + " was compiled");
+}
+
+}  // namespace
+
+int most_shared(int device) { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device); }
+
+std::string why_not(int device) {
+  const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
+  const int minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
+  const std::string card = "compute capability " + std::to_string(major) + "." + std::to_string(minor);
+  if (major < 8) return "needs compute capability 8.0, this card has " + card.substr(card.size() - 3);
+  const OnDevice on(device);
+  const cudaError_t error = prepare_prep(8 * kMostPrepDoubles);
+  if (error == cudaSuccess) return "";
+  (void)cudaGetLastError();
+  return "the kernels that were built don't run on this card of " + card + ": " + cudaGetErrorString(error);
+}
+
+void prepare(const Plan& plan, int device) {
+  const OnDevice on(device);
+  check(prepare_prep(8 * kMostPrepDoubles), "loading the preparation kernel");
+  // as much as there is: the limit is the kernel's, and other plans may need more
+  check(kernels_of(plan).prepare(plan.dtype, most_shared(device)), "loading the convolution kernel");
+}
+
+void run(const Plan& plan, int device, uintptr_t stream, const void* x, const Small& w, const Small& parameter,
+         const Small& bias, void* y, void* workspace, const void* tables) {
+  const OnDevice on(device);
+  const cudaStream_t queue = reinterpret_cast<cudaStream_t>(stream);
+  PrepParams prep = plan.prep;
+  prep.w = w.data;
+  prep.w_type = w.type;
+  prep.parameter = parameter.data;
+  prep.parameter_type = parameter.type;
+  prep.workspace = static_cast<unsigned char*>(workspace);
+  prep.tables = static_cast<const int*>(tables);
+  check(launch_prep(plan.prep_blocks, plan.prep_shared, queue, prep), "launching the preparation");
+  ConvParams conv = plan.conv;
+  conv.x = x;
+  conv.y = y;
+  conv.bias = bias.data;
+  conv.bias_type = bias.type;
+  conv.workspace = prep.workspace;
+  conv.tables = prep.tables;
+  conv.loader = loader_of(plan, x);
+  check(kernels_of(plan).launch(plan.dtype, plan.blocks, plan.shared, queue, conv), "launching the convolution");
+}
+
+}  // namespace radconv::cuda

@@ -1,0 +1,30 @@
+// Running plans: the only place that launches.
+
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "cuda/plan.h"
+
+namespace radconv::cuda {
+
+struct Small {  // a small tensor of any type; null where there is none
+  const void* data;
+  DType type;
+};
+
+// What a block of this device may have, in bytes.  Throws std::runtime_error.
+int most_shared(int device);
+
+// One sentence, without a full stop, why the kernels in this library can't run on the device; empty when they can.
+std::string why_not(int device);
+
+// Makes the plan's kernels known to the device.  Throws std::runtime_error.  Not under a stream capture.
+void prepare(const Plan& plan, int device);
+
+// Two launches, on a stream of the device.  Throws std::runtime_error when one is refused.
+void run(const Plan& plan, int device, uintptr_t stream, const void* x, const Small& w, const Small& parameter,
+         const Small& bias, void* y, void* workspace, const void* tables);
+
+}  // namespace radconv::cuda

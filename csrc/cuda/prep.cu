@@ -1,0 +1,157 @@
+// The preparation, one small launch before a convolution: sigma -> P = L Q -> basis Q and folded weights w L.
+//
+// The rows of Q are orthonormal over the taps (shell multiplicities as weights): rings overlap, and rounding them one
+// by one would lose what weights that cancel leave over.  In double, since L's condition number passes 1e4.  Powers of
+// two move from L to Q so that w L is about as large as w, whatever the kernel's size.
+//
+// Every block does the small algebra for itself and folds its share of the weights.  Bound by launch latency.
+
+#include "cuda/prep.h"
+
+#include "cuda/conv.h"
+#include "cuda/launches.h"
+#include "cuda/primitives.cuh"
+#include "cuda/scalars.cuh"
+#include "profile.h"
+
+namespace radconv::cuda {
+namespace {
+
+__device__ __forceinline__ double warp_sum(double v) {
+  for (int mask = 16; mask > 0; mask /= 2) v += __shfl_xor_sync(0xffffffffu, v, mask);
+  return v;
+}
+
+__device__ __forceinline__ double number(const PrepParams& p, int place, int index) {
+  return reinterpret_cast<const double*>(p.tables + place)[index];
+}
+
+// A matrix of doubles in shared memory.
+struct Matrix {
+  unsigned char* memory;
+  int columns;
+
+  __device__ __forceinline__ double get(int row, int column) const {
+    return load_shared<double>(memory + 8 * (row * columns + column));
+  }
+  __device__ __forceinline__ void set(int row, int column, double value) const {
+    store_shared<double>(memory + 8 * (row * columns + column), value);
+  }
+};
+
+__device__ __forceinline__ double profile_at(const PrepParams& p, int ring, int bucket) {
+  if (p.family == Family::kIdentity) return ring == bucket;
+  if (p.family == Family::kCustom) return as_float(p.parameter, ring * p.buckets + bucket, p.parameter_type);
+  const double offset = p.family == Family::kGaussian ? number(p, p.radii, bucket) - number(p, p.centres, ring) : 0.0;
+  return profile_value(p.family, as_float(p.parameter, ring, p.parameter_type), p.sigma_min, p.sigma_max, ring, bucket,
+                       offset)
+      .value;
+}
+
+// Gram-Schmidt by one warp, a lane for every 32nd bucket, each row swept twice: once is not orthogonal to rounding when
+// rings overlap.  `basis` holds P and ends as Q.
+__device__ __forceinline__ void orthogonalise(const PrepParams& p, const Matrix& basis, const Matrix& mix, int lane) {
+  const auto dot = [&](int a, int b) {
+    double sum = 0;
+    for (int s = lane; s < p.buckets; s += 32) sum += number(p, p.counts, s) * basis.get(a, s) * basis.get(b, s);
+    return warp_sum(sum);
+  };
+  for (int i = 0; i < p.rings; ++i) {
+    const double before = dot(i, i);
+    for (int sweep = 0; sweep < 2; ++sweep)
+      for (int j = 0; j < i; ++j) {
+        const double share = dot(i, j);
+        if (lane == 0) mix.set(i, j, (sweep > 0 ? mix.get(i, j) : 0.0) + share);
+        for (int s = lane; s < p.buckets; s += 32) basis.set(i, s, basis.get(i, s) - share * basis.get(j, s));
+      }
+    const double after = dot(i, i);
+    // a ring that the earlier ones already span leaves rounding noise, which must not be blown up to a direction;
+    // written so that NaN stays NaN
+    const bool independent = !(after <= before * 1e-28);
+    const double norm = sqrt(after);
+    if (lane == 0)
+      for (int j = i; j < p.rows; ++j) mix.set(i, j, j == i && independent ? norm : 0.0);
+    for (int s = lane; s < p.buckets; s += 32) basis.set(i, s, independent ? basis.get(i, s) / norm : 0.0);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void fold(const PrepParams& p, const Matrix& mix) {
+  using Scalar = typename T::Scalar;
+  constexpr int kChunk = kWords * T::kChannels;
+  const int64_t count = int64_t{p.groups} * p.out_blocks * p.chunks * p.block_outputs * kChunk;
+  for (int64_t i = int64_t{blockIdx.x} * kPrepThreads + threadIdx.x; i < count;
+       i += int64_t{gridDim.x} * kPrepThreads) {
+    int64_t rest = i / kChunk;
+    const int channel = static_cast<int>(i % kChunk), output = static_cast<int>(rest % p.block_outputs);
+    rest /= p.block_outputs;
+    const int64_t block = rest;  // (group, block of outputs, chunk)
+    const int in = static_cast<int>(rest % p.chunks) * kChunk + channel;
+    rest /= p.chunks;
+    const int out = static_cast<int>(rest % p.out_blocks) * p.block_outputs + output;
+    const bool there = in < p.channels && out < p.outputs;
+    const int64_t from = rest / p.out_blocks * p.w_group + out * p.w_out + in * p.w_in;
+    const int half = channel * static_cast<int>(sizeof(Scalar)) / 16 ^ output / 4 % 2;
+    unsigned char* const to = p.workspace + p.weights + block * p.passes * p.per_pass * p.block_outputs * kPixelBytes +
+                              output * kPixelBytes + half * 16 + channel * sizeof(Scalar) % 16;
+    for (int r = 0; r < p.passes * p.per_pass; ++r) {
+      double sum = 0;
+      if (there && r < p.rows)
+        for (int ring = 0; ring < p.rings; ++ring) sum += as_float(p.w, from + ring, p.w_type) * mix.get(ring, r);
+      *reinterpret_cast<Scalar*>(to + int64_t{r} * p.block_outputs * kPixelBytes) = T::operand(static_cast<float>(sum));
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kPrepThreads) prepare(const __grid_constant__ PrepParams p) {
+  unsigned char* const memory = shared_memory();
+  const Matrix basis{memory, p.buckets}, mix{memory + 8 * p.rings * p.buckets, p.rows};
+  const bool diagonal = p.rings >= p.buckets;  // P itself is L, and Q only scales
+  for (int i = threadIdx.x; i < p.rings * p.buckets; i += kPrepThreads) {
+    const int ring = i / p.buckets, bucket = i % p.buckets;
+    const double value = profile_at(p, ring, bucket);
+    if (diagonal)
+      mix.set(ring, bucket, value);
+    else
+      basis.set(ring, bucket, value);
+  }
+  if (diagonal)
+    for (int i = threadIdx.x; i < p.buckets * p.buckets; i += kPrepThreads)
+      basis.set(i / p.buckets, i % p.buckets, i / p.buckets == i % p.buckets);
+  __syncthreads();
+  if (!diagonal && threadIdx.x < 32) orthogonalise(p, basis, mix, threadIdx.x);
+  __syncthreads();
+  for (int r = threadIdx.x; r < p.rows; r += kPrepThreads) {
+    double largest = 0;
+    for (int ring = 0; ring < p.rings; ++ring) largest = fmax(largest, fabs(mix.get(ring, r)));
+    int exponent = 0;
+    if (largest > 0 && largest < INFINITY) frexp(largest, &exponent);
+    for (int ring = 0; ring < p.rings; ++ring) mix.set(ring, r, ldexp(mix.get(ring, r), -exponent));
+    for (int s = 0; s < p.buckets; ++s) basis.set(r, s, ldexp(basis.get(r, s), exponent));
+  }
+  __syncthreads();
+
+  if (blockIdx.x == 0)
+    for (int i = threadIdx.x; i < p.shells * p.basis_pitch; i += kPrepThreads) {
+      const int at = i % p.basis_pitch, column = p.tables[p.columns + i / p.basis_pitch];
+      const int r = at / p.slot * p.per_pass + at % p.slot;
+      const bool there = at % p.slot < p.per_pass && r < p.rows && column >= 0;
+      reinterpret_cast<float*>(p.workspace)[i] = there ? static_cast<float>(basis.get(r, column)) : 0.0f;
+    }
+  if (p.type == DType::kFloat16)
+    fold<Float16>(p, mix);
+  else if (p.type == DType::kBFloat16)
+    fold<BFloat16>(p, mix);
+  else
+    fold<TF32>(p, mix);
+}
+
+}  // namespace
+
+cudaError_t prepare_prep(int shared) { return prepare_kernel(prepare, shared); }
+
+cudaError_t launch_prep(unsigned blocks, int shared, cudaStream_t stream, const PrepParams& params) {
+  return launch_kernel(prepare, blocks, kPrepThreads, shared, stream, params);
+}
+
+}  // namespace radconv::cuda

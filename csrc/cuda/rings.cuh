@@ -1,0 +1,195 @@
+// The ring stage: shell sums of the halo, combined to basis functions, rounded and laid out for the product.
+//
+// Rings<T, K, KD> does it for a size that is known at compile time.  A thread owns a column of the tile and a word of
+// channels and slides down kTileHeight rows.  Horizontal pairs x[-u] + x[u] are summed once per row and stay in
+// registers until the last output that needs them; vertical pairs and shells follow; then a shell meets its value in
+// each function.  In 3D the planes dz and -dz are done together, one |dz| after the other.
+//
+// Rings<T, 0, 0> does any size, support, stride and residue class, by a table of taps.
+
+#pragma once
+
+#include "cuda/conv.h"
+#include "cuda/halo.cuh"
+#include "cuda/primitives.cuh"
+#include "cuda/taps.cuh"
+
+namespace radconv::cuda {
+
+struct alignas(16) Float4 {
+  float v[4];
+};
+
+// Functions of pixel p lie in 32-byte places p * M + i, whose 16-byte halves are permuted: so neither the stores of a
+// warp (4 pixels, both halves) nor the rows of a matrix (8 pixels, one half) share banks.  The permutation repeats
+// every 8 pixels, and takes kBits of the half's number, so that most of an address is known at compile time.
+template <int M>
+__device__ __forceinline__ int ring_offset(int pixel, int function, int half) {
+  constexpr int kBits = M % 2 == 1 ? 1 : M % 4 == 2 ? 3 : 7;
+  int permuted = pixel / 4 % 2;
+  if constexpr (M % 4 == 2) permuted |= pixel / 2 % 2 * 2;
+  if constexpr (M % 4 == 0) permuted |= pixel % 4 * 2;
+  const int number = 2 * function;
+  return pixel * M * kPixelBytes + ((number & ~kBits) + (((number & kBits) + half) ^ permuted)) * 16;
+}
+
+// Of a pixel `row` rows of kTileWidth below `pixel`, whose permutation is the same.
+template <class T, int M>
+__device__ __forceinline__ void store_rings(unsigned char* rings, int pixel, int row, int word,
+                                            const float (&values)[M][T::kChannels]) {
+#pragma unroll
+  for (int i = 0; i < M; ++i)
+    store_shared<uint32_t>(
+        rings + ring_offset<M>(pixel, i, word / 4) + word % 4 * 4 + row * kTileWidth * M * kPixelBytes,
+        T::pack(values[i]));
+}
+
+template <class T, int K, int KD>
+struct Rings {
+  using Taps = Ball<K, KD>;
+  static constexpr int kReach = K / 2, kFunctions = K / 2 + 1, kSteps = KD / 2 + 1, kChannels = T::kChannels;
+  static constexpr int kHaloWidth = kTileWidth + K - 1, kHaloHeight = kTileHeight + K - 1;
+  static constexpr int kPlane = kHaloWidth * kHaloHeight;  // pixels
+  static constexpr int kPitch = (kFunctions + 3) / 4 * 4;  // of the basis, floats
+  // outputs at a time: they share the loads of the basis
+  static constexpr int kTogether = kChannels * K < 14 ? 4 : kChannels * K < 22 ? 2 : 1;
+
+  using Sums = float[kTileHeight][kFunctions][kChannels];
+
+  // The halo of step dz: the planes -dz and dz, or the one plane 0.
+  static __device__ __forceinline__ void load(const ConvParams& p, int dz, int64_t base, int left,
+                                              const unsigned char* table, unsigned char* to, int thread) {
+    constexpr int kPlanes = KD > 1 ? 2 : 1;
+#pragma unroll 1
+    for (int plane = 0; plane < kPlanes && plane <= dz; ++plane)
+      load_halo<T>(p, base, left, table + 4 * kPlane * (KD / 2 + (plane == 0 ? -dz : dz)),
+                   to + plane * kPlane * kPixelBytes, kPlane, thread);
+  }
+
+  // x[-dx] + x[dx] in one row of the step's planes.
+  template <int DZ, int DX>
+  static __device__ __forceinline__ void pair(float (&sum)[kChannels], const unsigned char* row) {
+#pragma unroll
+    for (int plane = 0; plane < (DZ > 0 ? 2 : 1); ++plane) {
+      const unsigned char* at = row + plane * kPlane * kPixelBytes;
+      const uint32_t left = load_shared<uint32_t>(at - DX * kPixelBytes);
+      const uint32_t right = DX > 0 ? load_shared<uint32_t>(at + DX * kPixelBytes) : 0;
+      static_for<kChannels>([&](auto j) {
+        float both = T::template unpack<j>(left);
+        if constexpr (DX > 0) both += T::template unpack<j>(right);
+        sum[j] = plane > 0 ? sum[j] + both : both;
+      });
+    }
+  }
+
+  // Adds step DZ to the sums; the last step stores them, row by row.
+  template <int DZ>
+  static __device__ __forceinline__ void step(const ConvParams& p, Sums& sums, int, float, const unsigned char* halo,
+                                              const unsigned char* memory, unsigned char* rings, int thread) {
+    using Here = Plane<K, KD, DZ>;
+    const int word = thread % kWords, column = thread / kWords;
+    const unsigned char* const basis = memory + p.basis_at;
+    const unsigned char* const lane = halo + (kReach * kHaloWidth + kReach + column) * kPixelBytes + 4 * word;
+    float pairs[kTileHeight + 2 * kReach][kReach + 1][kChannels];
+    static_for<kTileHeight / kTogether>([&](auto strip) {
+      constexpr int first = strip * kTogether;
+      static_for<kReach + 1>([&](auto dx) {
+        constexpr int height = Here::height(dx);
+        if constexpr (height >= 0) {
+          constexpr int from = first + (strip == 0 ? -height : height), to = first + kTogether + height;
+          static_for<to - from>([&](auto i) {
+            constexpr int row = from + i;
+            pair<DZ, dx>(pairs[row + kReach][dx], lane + row * kHaloWidth * kPixelBytes);
+          });
+        }
+      });
+      static_for<Here::radii()>([&](auto index) {
+        constexpr int square = Here::radius(index), shell = Taps::shell(square + DZ * DZ);
+        Float4 value[kPitch / 4];
+#pragma unroll
+        for (int i = 0; i < kPitch / 4; ++i) value[i] = load_shared<Float4>(basis + 4 * (shell * kPitch + 4 * i));
+        static_for<kTogether>([&](auto r) {
+          constexpr int row = first + r + kReach;
+          float sum[kChannels];
+          static_for<Here::count(square)>([&](auto t) {
+            constexpr auto tap = Here::tap(square, t);
+#pragma unroll
+            for (int j = 0; j < kChannels; ++j) {
+              float term = pairs[row + tap.dy][tap.dx][j];
+              if constexpr (tap.dy > 0) term += pairs[row - tap.dy][tap.dx][j];
+              sum[j] = t == 0 ? term : sum[j] + term;
+            }
+          });
+#pragma unroll
+          for (int i = 0; i < kFunctions; ++i)
+#pragma unroll
+            for (int j = 0; j < kChannels; ++j) {
+              float& total = sums[first + r][i][j];
+              total = DZ == 0 && index == 0 ? value[i / 4].v[i % 4] * sum[j] : total + value[i / 4].v[i % 4] * sum[j];
+            }
+        });
+      });
+      if constexpr (DZ == kSteps - 1)
+        static_for<kTogether>(
+            [&](auto r) { store_rings<T, kFunctions>(rings, column, first + r, word, sums[first + r]); });
+    });
+  }
+};
+
+// Any size: kTableFunctions functions at a time, their taps as bytes from a pixel's first one.
+template <class T>
+struct Rings<T, 0, 0> {
+  static constexpr int kFunctions = kTableFunctions, kSteps = 1, kChannels = T::kChannels;
+  static constexpr int kTogether = 4;  // pixels
+
+  struct Sums {};  // nothing stays from one step to the next
+
+  static __device__ __forceinline__ void load(const ConvParams& p, int, int64_t base, int left,
+                                              const unsigned char* table, unsigned char* to, int thread) {
+    load_halo<T>(p, base, left, table, to, p.halo[0] * p.halo[1] * p.halo[2], thread);
+  }
+
+  template <int DZ>
+  static __device__ __forceinline__ void step(const ConvParams& p, Sums&, int pass, float scale,
+                                              const unsigned char* halo, const unsigned char* memory,
+                                              unsigned char* rings, int thread) {
+    const Place at = load_place(p, memory);
+    int table = 0;
+    for (int axis = 0; axis < 3; ++axis) table = table * p.tap_classes[axis] + at.residue[axis] % p.tap_classes[axis];
+    const int* const starts = p.tables + p.starts + table * (p.shells + 1);
+    const float* const basis = reinterpret_cast<const float*>(p.workspace) + pass * kFunctions;
+    const unsigned char* const pixels = memory + p.pixel_at;
+    const int word = thread % kWords, slot = thread / kWords;
+    const int* const taps = p.tables + p.taps;
+    for (int first = slot; first < kPixels; first += kTileWidth * kTogether) {
+      const unsigned char* from[kTogether];
+#pragma unroll
+      for (int r = 0; r < kTogether; ++r)
+        from[r] = halo + load_shared<int>(pixels + 4 * (first + kTileWidth * r)) + 4 * word;
+      float sums[kTogether][kFunctions][kChannels] = {};
+      for (int shell = 0; shell < p.shells; ++shell) {
+        float sum[kTogether][kChannels] = {};
+        for (int tap = starts[shell]; tap < starts[shell + 1]; ++tap) {
+          const int offset = taps[tap];
+#pragma unroll
+          for (int r = 0; r < kTogether; ++r) {
+            const uint32_t value = load_shared<uint32_t>(from[r] + offset);
+            static_for<kChannels>([&](auto j) { sum[r][j] += T::template unpack<j>(value); });
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kFunctions; ++i) {
+          const float value = basis[shell * p.basis_pitch + i] * scale;
+#pragma unroll
+          for (int r = 0; r < kTogether; ++r)
+#pragma unroll
+            for (int j = 0; j < kChannels; ++j) sums[r][i][j] += value * sum[r][j];
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kTogether; ++r) store_rings<T, kFunctions>(rings, first, r, word, sums[r]);
+    }
+  }
+};
+
+}  // namespace radconv::cuda

@@ -1,0 +1,212 @@
+"""The native CUDA engine: `radconv_ext._C` on raw pointers, for NVIDIA cards from compute capability 8.0.
+
+Forward and the gradient by the input are its own fused kernels (csrc/cuda), two launches each on the current stream.
+The gradients by w, sigma (or the profile) and bias come from the Triton engine, or from the reference where that can't
+serve.
+
+With RADCONV_EMULATE_CUDA=1 in the environment, the same kernels, compiled for the CPU (`make emulation`), take tensors
+on the CPU when the engine is asked for by name: slow, for tests and for looking inside.  Another value names the folder
+of another such build.
+
+NaN and Inf spread as with the Triton engine: over the kernel's support, and an Inf may come out as NaN.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..build_info import build_info, native
+from ..precision import emulates_cuda
+from ..problem import RadialConvProblem
+from .native import conv_shape, dtype_of, empty, no_native_profile, reads_transposed, ring_model
+
+if TYPE_CHECKING:
+    from . import Engine
+
+__all__ = ["CudaEngine"]
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_PACKAGE = __name__.rpartition(".engines.")[0]
+
+
+@functools.cache
+def _emulated(where: str) -> tuple[ModuleType | None, str | None]:
+    """The emulated module, or None and why not."""
+    if where == "1":
+        try:
+            return importlib.import_module(f"{_PACKAGE}._emulated"), None
+        except ModuleNotFoundError:
+            return None, "RADCONV_EMULATE_CUDA=1 is set, but the emulated kernels aren't built: run `make emulation`"
+    for suffix in EXTENSION_SUFFIXES:
+        if (path := Path(where, f"_emulated{suffix}")).exists():
+            spec = importlib.util.spec_from_file_location("_emulated", path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module, None
+    return None, f"RADCONV_EMULATE_CUDA names {where}, where there are no emulated kernels"
+
+
+def _kernels() -> tuple[ModuleType | None, str | None]:
+    """The module that holds the kernels, emulated ones where asked for; or None and why not."""
+    if emulates_cuda():
+        return _emulated(os.environ["RADCONV_EMULATE_CUDA"])
+    reason = _native_reason()
+    return (None, reason) if reason is not None else (native(), None)
+
+
+@functools.cache
+def _native_reason() -> str | None:
+    return build_info()["cuda"]["reason"]
+
+
+@functools.cache
+def _card_reason(c: ModuleType, device: int) -> str | None:
+    return c.why_not_device(device) or None
+
+
+@functools.cache
+def _on_device(tables: bytes, device: torch.device) -> Tensor:
+    """Tables of a plan.  Never given back: captured CUDA graphs know their addresses, and nobody else does."""
+    return torch.frombuffer(bytearray(tables), dtype=torch.int32).to(device)
+
+
+class _Plan:
+    """One direction of a problem, ready to run."""
+
+    def __init__(self, problem: RadialConvProblem, adjoint: bool, x_strides: tuple[int, ...]) -> None:
+        self.c, _ = _kernels()
+        assert self.c is not None
+        self.problem = problem
+        self.native = self.c.CudaPlan(
+            model=ring_model(self.c, problem.options),
+            shape=conv_shape(self.c, problem, adjoint),
+            transpose=reads_transposed(problem, adjoint),
+            x_strides=x_strides,
+            channels_last=problem.channels_last,
+            device=problem.device.index or 0,
+        )
+        self.words = -(-self.native.workspace // 4)
+        self.tables: Tensor | None = None
+
+    def run(self, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, y: Tensor) -> None:
+        device = self.problem.device
+        try:
+            if self.tables is None:
+                self.native.prepare()
+                self.tables = _on_device(self.native.tables, device)
+            workspace = torch.empty(self.words, dtype=torch.int32, device=device)
+            stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
+            self.native.run(
+                stream, x.data_ptr(), *self._small(w), *self._small(p), *self._small(bias), y.data_ptr(),
+                workspace.data_ptr(), self.tables.data_ptr(),
+            )  # fmt: skip
+        except RuntimeError as error:
+            raise RuntimeError(f"engine 'cuda': {error} ({self.problem})") from error
+
+    def _small(self, t: Tensor | None) -> tuple[int, Any]:
+        c: Any = self.c
+        return (0, c.DType.float32) if t is None else (t.data_ptr(), dtype_of(c, t))
+
+
+class CudaEngine:
+    """Ring stage and mixing in one kernel, for 1D, 2D and 3D."""
+
+    name = "cuda"
+
+    def __init__(self, others: Sequence[Engine]) -> None:
+        self._others = others  # for what this one doesn't do yet; the last serves everything
+
+    def why_missing(self) -> str | None:
+        return _kernels()[1]
+
+    def why_not(self, problem: RadialConvProblem) -> str | None:
+        o, device = problem.options, problem.device
+        dtype = str(problem.dtype).removeprefix("torch.")
+        if problem.dtype not in _DTYPES:
+            return f"serves float32, float16 and bfloat16, this is {dtype}"
+        if (reason := no_native_profile(problem)) is not None:
+            return reason
+        if emulates_cuda():
+            if device.type != "cpu":
+                return f"RADCONV_EMULATE_CUDA is set: the emulation takes tensors on the CPU, these are on {device}"
+            if o.engine != self.name:
+                return "the emulation is slow and runs only when it is asked for by name"
+        elif device.type != "cuda" or torch.version.hip is not None:
+            where = "an AMD GPU" if device.type == "cuda" else str(device)
+            return f"needs tensors on an NVIDIA GPU, these are on {where}"
+        if problem.dtype is torch.float32 and problem.precision != "tf32":
+            return "multiplies float32 in TF32, which torch.backends.cudnn.conv.fp32_precision doesn't allow"
+        ins, outs = problem.in_channels // o.groups, problem.out_channels // o.groups
+        if o.engine == "auto" and o.groups > 1 and ins <= 2 and outs <= 8:
+            return f"would multiply mostly zeros with groups of {ins} to {outs} channels"
+        if (reason := self.why_missing()) is not None:
+            return reason
+        c, _ = _kernels()
+        assert c is not None
+        if (reason := _card_reason(c, device.index or 0)) is not None:
+            return reason
+        try:
+            self._plan(problem, False, problem.x_strides)
+            self._plan(problem, True, problem.output_strides)
+        except c.Unservable as error:
+            return str(error)
+        return None
+
+    def forward(
+        self, problem: RadialConvProblem, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        y = empty(problem, problem.output_shape)
+        if problem.batch > 0:
+            self._run(self._plan(problem, False, problem.x_strides), x, w, p, bias, y)
+        return y
+
+    def backward(
+        self, problem: RadialConvProblem, grad: Tensor, x: Tensor, w: Tensor, p: Tensor | None, wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
+        want_x, want_w, want_p, want_bias = wanted
+        found: list[Tensor | None] = [None] * 4
+        if want_w or want_p:
+            found = self._other(problem).backward(problem, grad, x, w, p, (False, want_w, want_p, want_bias))
+        elif want_bias:
+            found[3] = grad.sum((0, *range(2, grad.dim())), dtype=problem.sum_dtype)
+        if want_x:
+            grad_x = empty(problem, problem.gradient_shape)
+            if problem.batch > 0:
+                self._run(self._plan(problem, True, grad.stride()), grad, w, p, None, grad_x)
+            found[0] = reference.folded_gradient(problem, grad_x)
+        return found
+
+    def _run(self, plan: _Plan, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, y: Tensor) -> None:
+        plan.run(
+            x, w.contiguous(), None if p is None else p.contiguous(), None if bias is None else bias.contiguous(), y
+        )
+
+    def _plan(self, problem: RadialConvProblem, adjoint: bool, x_strides: tuple[int, ...]) -> _Plan:
+        """The plan of one direction, made once per layout."""
+        key = ("adjoint" if adjoint else "forward", x_strides)
+        plan = problem.engine_state.get(key)
+        if plan is None:
+            plan = problem.engine_state[key] = _Plan(problem, adjoint, x_strides)
+        return plan
+
+    def _other(self, problem: RadialConvProblem) -> Engine:
+        """The engine that makes the gradients by w, its parameter and bias."""
+        other = problem.engine_state.get("other")
+        if other is None:
+            other = next(engine for engine in self._others if engine.why_not(problem) is None)
+            problem.engine_state["other"] = other
+        return other
