@@ -27,6 +27,13 @@ enum : int { kWeights = 1, kHalo = 2, kFull = 4, kFree = 6 };
 constexpr int kPairThreads = 2 * kGroupThreads;  // the multiplying warps and one group
 constexpr float kShrink = 1.0f / 1024;           // of float16 rings in a second attempt
 
+// In 3D the ring stage takes more registers, and the product is a small share of the time.
+template <class T, int K, int KD>
+using ProductOf = Product<T, Rings<T, K, KD>::kFunctions,
+                          KD <= 1  ? 4
+                          : KD < 7 ? 2
+                                   : 1>;
+
 // Rings of every other step, into shared memory.
 template <class T, int K, int KD>
 __device__ __forceinline__ void gather(const ConvParams& p, unsigned char* memory, float scale, int group, int thread) {
@@ -34,7 +41,7 @@ __device__ __forceinline__ void gather(const ConvParams& p, unsigned char* memor
   constexpr int kChunk = kWords * T::kChannels;
   const unsigned char* const table = memory + p.gather_at;
   unsigned char* const halos = memory + group * p.halo_buffers * p.halo_bytes;
-  unsigned char* const rings = memory + p.ring_at + group * kPixels * R::kFunctions * kPixelBytes;
+  unsigned char* const rings = memory + p.ring_at + group * ring_bytes(R::kFunctions);
   const auto load = [&](int task, int step, int buffer) {
     const int first = task / p.passes * kChunk;
     const int64_t base = load_place(p, memory).base;
@@ -70,39 +77,38 @@ __device__ __forceinline__ void gather(const ConvParams& p, unsigned char* memor
 
 // Rings by weights, step after step.
 template <class T, int K, int KD>
-__device__ __forceinline__ void multiply(const ConvParams& p, unsigned char* memory,
-                                         Product<T, Rings<T, K, KD>::kFunctions, (KD > 1 ? 2 : 4)>& product,
+__device__ __forceinline__ void multiply(const ConvParams& p, unsigned char* memory, ProductOf<T, K, KD>& product,
                                          int thread) {
   constexpr int kFunctions = Rings<T, K, KD>::kFunctions;
   const int functions = K > 0 ? kFunctions : p.per_pass;
   const int bytes = p.weight_bytes;  // of one step
-  const Place at = load_place(p, memory);
-  const unsigned char* next =
-      p.workspace + p.weights + (int64_t{at.group} * p.out_blocks + at.out_block) * p.steps * bytes + thread * 16;
+  const Share share(p, load_place(p, memory).out_block, thread);
   unsigned char* const buffers = memory + p.weight_at;
-  const auto load_next = [&](int buffer) {
+  const auto load = [&](int task, int buffer) {
+    const Place at = load_place(p, memory);
+    const int64_t step = (int64_t{at.group} * p.out_blocks + at.out_block) * p.steps + task;
+    const unsigned char* const from = p.workspace + p.weights + step * bytes;
 #pragma unroll 1
-    for (int i = 0; i < bytes - thread * 16; i += kGroupThreads * 16)
-      copy_async<16>(buffers + buffer * bytes + thread * 16 + i, next + i, 16);
-    next += bytes;
+    for (int i = thread * 16; i < bytes; i += kGroupThreads * 16)
+      copy_async<16>(buffers + buffer * bytes + i, from + i, 16);
     commit_copies();
   };
-  load_next(0);
+  load(0, 0);
   for (int task = 0; task < p.steps; ++task) {
     const int group = task % 2, buffer = p.weight_buffers == 2 ? group : 0;
     wait_copies<0>();
     // the weights are here, and nobody reads the other buffer any more
     barrier_sync(kWeights, kGroupThreads);
-    if (task + 1 < p.steps && p.weight_buffers == 2) load_next(group ^ 1);
+    if (task + 1 < p.steps && p.weight_buffers == 2) load(task + 1, group ^ 1);
     barrier_sync(kFull + group, kPairThreads);
-    const unsigned char* const rings = memory + p.ring_at + group * kPixels * kFunctions * kPixelBytes;
-    if (product.outputs > 0)
+    const unsigned char* const rings = memory + p.ring_at + group * ring_bytes(kFunctions);
+    if (share.outputs > 0)
 #pragma unroll 1
-      for (int i = 0; i < functions; ++i) product.add(rings, buffers + buffer * bytes, i, p.block_outputs, thread);
+      for (int i = 0; i < functions; ++i) product.add(share, rings, buffers + buffer * bytes, i, p.block_outputs);
     if (task + 2 < p.steps) barrier_arrive(kFree + group, kPairThreads);
     if (task + 1 < p.steps && p.weight_buffers == 1) {
       barrier_sync(kWeights, kGroupThreads);  // before the only buffer is overwritten
-      load_next(0);
+      load(task + 1, 0);
     }
   }
 }
@@ -139,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv(const __grid_constant__ Conv
       __syncthreads();
     }
   }
-  Product<T, R::kFunctions, (KD > 1 ? 2 : 4)> product(p, load_place(p, memory).out_block, thread);
+  ProductOf<T, K, KD> product;
   while (true) {
     product.clear();
     multiply<T, K, KD>(p, memory, product, thread);
@@ -154,12 +160,8 @@ __global__ void __launch_bounds__(kThreads, 1) conv(const __grid_constant__ Conv
   }
   // everything in shared memory has been read: by the rings before their last step, by the product before this barrier
   barrier_sync(kWeights, kGroupThreads);
-  if (product.outputs > 0) product.store(p, scale, memory, thread);
+  product.store(p, scale, memory, thread);
 }
-
-}  // namespace
-
-namespace {
 
 using Kernel = void (*)(ConvParams);
 

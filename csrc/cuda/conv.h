@@ -23,6 +23,10 @@ constexpr int kOutside = INT32_MIN;  // offset of a pixel that is zero
 constexpr int kStagePitch = 68;  // floats of one pixel's outputs on their way out: 64, and some against bank conflicts
 constexpr int kStageBytes = 64 * 4 * kStagePitch;  // of one warp
 
+// Places that a pixel takes for this many functions: never a multiple of four, which would share banks.
+constexpr int ring_pitch(int functions) { return functions % 4 == 0 ? functions + 1 : functions; }
+constexpr int ring_bytes(int functions) { return kPixels * ring_pitch(functions) * kPixelBytes; }
+
 // How channels of a pixel come into shared memory.
 enum class Loader : int {
   kVector,  // 16 bytes at a time

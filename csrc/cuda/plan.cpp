@@ -146,7 +146,7 @@ int lay_out(ConvParams& p, const Layout& layout, const KernelSize& size) {
   p.halo_bytes = static_cast<int>(std::min(held * kPixelBytes, kMostInt));
   p.weight_bytes = p.per_pass * p.block_outputs * kPixelBytes;
   place(2 * int64_t{p.halo_buffers} * p.halo_bytes);
-  p.ring_at = place(2 * kPixels * size.functions * kPixelBytes);
+  p.ring_at = place(2 * ring_bytes(size.functions));
   p.weight_at = place(int64_t{p.weight_buffers} * p.weight_bytes);
   p.basis_at = place(size.k > 0 ? 4 * int64_t{p.shells} * p.basis_pitch : 0);
   p.gather_at = place(4 * pixels);

@@ -17,23 +17,28 @@ struct alignas(8) Float2 {
   float v[2];
 };
 
+// What one of the four warps multiplies.
+struct Share {
+  bool wide;    // more than 64 outputs: half of them for each warp, of 64 pixels; else all, of 32 pixels
+  int outputs;  // none where <= 0
+  int first_output, first_pixel, lane;
+
+  __device__ __forceinline__ Share(const ConvParams& p, int out_block, int thread) {
+    const int of_block = min(p.block_outputs, p.outputs - out_block * p.block_outputs);
+    wide = of_block > 64;
+    first_output = wide ? thread / 64 * 64 : 0;
+    first_pixel = wide ? thread / 32 % 2 * 64 : thread / 32 * 32;
+    outputs = min(64, of_block - first_output);
+    lane = thread % 32;
+  }
+
+  __device__ __forceinline__ bool has(int pixel_block) const { return pixel_block < 2 || wide; }
+};
+
+// kRows blocks of 16 pixels at a time meet an operand of weights: 4, or fewer where registers are short.
 template <class T, int M, int kRows>
 struct Product {
   float sums[4][8][4];  // 16-pixel blocks, 8-output blocks, fragment
-  bool wide;            // more than 64 outputs: half of them for each warp, of 64 pixels; else all, of 32 pixels
-  int outputs;          // of this warp; none where <= 0
-
-  __device__ __forceinline__ Product(const ConvParams& p, int out_block, int thread) {
-    const int of_block = min(p.block_outputs, p.outputs - out_block * p.block_outputs);
-    wide = of_block > 64;
-    outputs = min(64, of_block - first_output(thread));
-  }
-
-  __device__ __forceinline__ int first_pixel(int thread) const {
-    return wide ? thread / 32 % 2 * 64 : thread / 32 * 32;
-  }
-  __device__ __forceinline__ int first_output(int thread) const { return wide ? thread / 64 * 64 : 0; }
-  __device__ __forceinline__ bool has(int pixel_block) const { return pixel_block < 2 || wide; }
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -44,28 +49,29 @@ struct Product {
         for (int j = 0; j < 4; ++j) sums[m][n][j] = 0.0f;
   }
 
-  // Of one function after the other: weights (function, block_outputs, kPixelBytes).
-  __device__ __forceinline__ void add(const unsigned char* rings, const unsigned char* weights, int function,
-                                      int block_outputs, int thread) {
-    const int lane = thread % 32, row = first_pixel(thread) + lane % 16;
-    const int output = first_output(thread) + lane / 16 * 8 + lane % 8, half = lane / 8 % 2 ^ output / 4 % 2;
+  // Adds one function: weights (function, block_outputs, kPixelBytes).
+  __device__ __forceinline__ void add(const Share& share, const unsigned char* rings, const unsigned char* weights,
+                                      int function, int block_outputs) {
+    const int lane = share.lane, row = share.first_pixel + lane % 16;
+    const int output = share.first_output + lane / 16 * 8 + lane % 8, half = lane / 8 % 2 ^ output / 4 % 2;
     const unsigned char* from = weights + (function * block_outputs + output) * kPixelBytes + half * 16;
 #pragma unroll
     for (int first = 0; first < 4; first += kRows) {
-      if (!has(first)) continue;
+      if (!share.has(first)) continue;
       uint32_t a[kRows][4];
 #pragma unroll
       for (int m = 0; m < kRows; ++m)
-        if (has(first + m))
-          load_matrices(a[m], rings + (first + m) * 16 * M * kPixelBytes + ring_offset<M>(row, function, lane / 16));
+        if (share.has(first + m))
+          load_matrices(
+              a[m], rings + (first + m) * 16 * ring_pitch(M) * kPixelBytes + ring_offset<M>(row, function, lane / 16));
 #pragma unroll
       for (int n = 0; n < 4; ++n)
-        if (n * 16 < outputs) {
+        if (n * 16 < share.outputs) {
           uint32_t b[4];
           load_matrices(b, from + n * 16 * kPixelBytes);
 #pragma unroll
           for (int m = 0; m < kRows; ++m)
-            if (has(first + m)) {
+            if (share.has(first + m)) {
               T::multiply(sums[first + m][2 * n], a[m], b[0], b[1]);
               T::multiply(sums[first + m][2 * n + 1], a[m], b[2], b[3]);
             }
@@ -88,7 +94,10 @@ struct Product {
   // together whatever the layout.
   __device__ __forceinline__ void store(const ConvParams& p, float scale, unsigned char* memory, int thread) {
     using Scalar = typename T::Scalar;
-    const int lane = thread % 32;
+    const Place at = load_place(p, memory);
+    const Share share(p, at.out_block, thread);  // made anew: nothing stays in registers during the product
+    if (share.outputs <= 0) return;
+    const int lane = share.lane;
     unsigned char* const staging = memory + thread / 32 * kStageBytes;
 #pragma unroll
     for (int m = 0; m < 4; ++m)
@@ -96,20 +105,19 @@ struct Product {
       for (int n = 0; n < 8; ++n)
 #pragma unroll
         for (int row = 0; row < 2; ++row)
-          if (has(m))
+          if (share.has(m))
             store_shared<Float2>(staging + 4 * ((m * 16 + row * 8 + lane / 4) * kStagePitch + 8 * n + lane % 4 * 2),
                                  {sums[m][n][2 * row], sums[m][n][2 * row + 1]});
     __syncwarp();
 
-    const Place at = load_place(p, memory);
     Scalar* const y = static_cast<Scalar*>(p.y);
-    const int output = at.group * p.outputs + at.out_block * p.block_outputs + first_output(thread);
+    const int output = at.group * p.outputs + at.out_block * p.block_outputs + share.first_output;
     const bool along_pixels = p.y_strides[1] != 1;
     const int64_t image = at.image * p.y_strides[0];
-    for (int i = lane; i < (wide ? 64 : 32) * 64; i += 32) {
+    for (int i = lane; i < (share.wide ? 64 : 32) * 64; i += 32) {
       const int pixel = along_pixels ? i / 1024 * 16 + i % 16 : i / 64, channel = along_pixels ? i / 16 % 64 : i % 64;
-      if (channel >= outputs) continue;
-      unsigned rest = first_pixel(thread) + pixel;
+      if (channel >= share.outputs) continue;
+      unsigned rest = share.first_pixel + pixel;
       int64_t offset = image + (output + channel) * p.y_strides[1];
       bool inside = true;
       for (int axis = 2; axis >= 0; --axis) {

@@ -20,17 +20,15 @@ struct alignas(16) Float4 {
   float v[4];
 };
 
-// Functions of pixel p lie in 32-byte places p * M + i, whose 16-byte halves are permuted: so neither the stores of a
-// warp (4 pixels, both halves) nor the rows of a matrix (8 pixels, one half) share banks.  The permutation repeats
-// every 8 pixels, and takes kBits of the half's number, so that most of an address is known at compile time.
+// Functions of pixel p lie in 32-byte places p * ring_pitch(M) + i, whose 16-byte halves are permuted: so neither the
+// stores of a warp (4 pixels, both halves) nor the rows of a matrix (8 pixels, one half) share banks.  The permutation
+// repeats every 8 pixels, and takes few bits of the half's number, so that most of an address is known at compile time.
 template <int M>
 __device__ __forceinline__ int ring_offset(int pixel, int function, int half) {
-  constexpr int kBits = M % 2 == 1 ? 1 : M % 4 == 2 ? 3 : 7;
-  int permuted = pixel / 4 % 2;
-  if constexpr (M % 4 == 2) permuted |= pixel / 2 % 2 * 2;
-  if constexpr (M % 4 == 0) permuted |= pixel % 4 * 2;
+  constexpr int kPitch = ring_pitch(M), kBits = kPitch % 2 == 1 ? 1 : 3;
+  const int permuted = kPitch % 2 == 1 ? pixel / 4 % 2 : pixel / 2 % 2 * 2 + pixel / 4 % 2;
   const int number = 2 * function;
-  return pixel * M * kPixelBytes + ((number & ~kBits) + (((number & kBits) + half) ^ permuted)) * 16;
+  return pixel * kPitch * kPixelBytes + ((number & ~kBits) + (((number & kBits) + half) ^ permuted)) * 16;
 }
 
 // Of a pixel `row` rows of kTileWidth below `pixel`, whose permutation is the same.
@@ -40,7 +38,7 @@ __device__ __forceinline__ void store_rings(unsigned char* rings, int pixel, int
 #pragma unroll
   for (int i = 0; i < M; ++i)
     store_shared<uint32_t>(
-        rings + ring_offset<M>(pixel, i, word / 4) + word % 4 * 4 + row * kTileWidth * M * kPixelBytes,
+        rings + ring_offset<M>(pixel, i, word / 4) + word % 4 * 4 + row * kTileWidth * ring_pitch(M) * kPixelBytes,
         T::pack(values[i]));
 }
 
