@@ -1,8 +1,9 @@
 # make demo | test | check | bench    on any machine with Python >= 3.10 and a C++ compiler; everything goes to .venv
+# make emulation                      the CUDA kernels for the CPU, for RADCONV_EMULATE_CUDA=1
 # make gpu OUT=folder                 on a machine with an NVIDIA GPU, with its own Python and torch, without network
 # make clean                          removes what was built, and .venv
 #
-# Variables: JOBS (2: processes for the Triton kernels in the interpreter), PYTHON (python3), RADCONV_CUDA (auto, on,
+# Variables: JOBS (2: processes for the tests that run GPU kernels on the CPU), PYTHON (python3), RADCONV_CUDA (auto, on,
 # off), RADCONV_CUDA_ARCHS, CXX, OUT.
 
 PYTHON ?= python3
@@ -11,18 +12,23 @@ BIN    := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 
 BUILD_INPUTS := $(shell find csrc) CMakeLists.txt setup.py pyproject.toml
-CXX_FILES     = $(shell find csrc -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+CXX_FILES     = $(shell find csrc tests/emulation -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test check bench gpu clean FORCE
+SLOW := tests/test_triton.py tests/test_cuda.py  # kernels on the CPU
+
+.PHONY: demo test check bench emulation gpu clean FORCE
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips in one environment disturb each other
 
 demo: $(STAMPS)/demo $(STAMPS)/install
 	$(BIN)/python -m radconv_ext demo
 
-test: $(STAMPS)/test $(STAMPS)/released $(STAMPS)/install
-	$(BIN)/pytest -q --durations=15 --ignore=tests/test_triton.py
-	$(BIN)/pytest -q --durations=5 -n $(or $(JOBS),2) tests/test_triton.py
+test: $(STAMPS)/test $(STAMPS)/released $(STAMPS)/install emulation
+	$(BIN)/pytest -q --durations=15 $(SLOW:%=--ignore=%)
+	$(BIN)/pytest -q --durations=5 -n $(or $(JOBS),2) $(SLOW)
+
+emulation: $(STAMPS)/test
+	$(BIN)/python tests/emulation/build.py
 
 check: $(STAMPS)/lint
 	$(BIN)/ruff check .

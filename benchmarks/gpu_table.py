@@ -31,7 +31,7 @@ from torch import Tensor
 from .cpu_table import OVERHEAD, interleaved_medians, output_of, software
 from .problems import MODES, TABLE_S2, Problem, Rival, assert_last_sample, expected_of, recording, rivals
 
-ENGINES = ("triton",)
+ENGINES = ("cuda", "triton")
 DEVICE = "cuda"
 DENSE = "torch_conv"
 HALF: dict[str, Any] = {"dtype": torch.bfloat16, "layout": "channels_last"}

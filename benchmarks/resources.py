@@ -1,12 +1,12 @@
-"""What the Triton kernels compile to, without a GPU: `python -m benchmarks.resources [--help]`.
+"""What the GPU kernels compile to, without a GPU: `python -m benchmarks.resources [--help]`.
 
-Compiles the kernels of typical problems, or every tile configuration, ahead of time for each target and prints
-registers, spills (loads and stores of local memory), shared memory, blocks a multiprocessor, and the instruction mix as
-issue slots per pixel and channel.
+Prints registers, spills (loads and stores of local memory), shared memory, blocks a multiprocessor, and the instruction
+mix as issue slots per pixel and channel: of the Triton kernels, compiled ahead of time for each target
+(triton_resources.py), and of the native CUDA kernels in the installed library, with the bound that each unit of a
+multiprocessor sets (native_resources.py).
 
-Instructions are counted in the machine code (nvdisasm), in the longest loop: the one over channels, or over tiles.  A
-warp-instruction counts for 32 threads, so `instructions * threads / (pixels * channels)` is the number of issue slots
-that one pixel of one channel takes.  Kernels whose taps are a table have no such loop, and no such count.
+`--publish` also writes results/resources.json and the tables of README.md beside this file; an engine that isn't
+measured keeps its rows.
 """
 
 from __future__ import annotations
@@ -14,282 +14,157 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
-import subprocess
 import sys
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-TARGETS = (80, 90, 100)
-MOST_SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may have
-REGISTERS = 65536  # of a multiprocessor, all targets here
-MOST_WARPS = 64
-MOST_COLUMNS = 512  # of tensor memory, where there is some
-SHOWN = ("FFMA", "FADD", "FADD2", "HMMA", "HGMMA", "UTCHMMA", "LDG", "LDS", "LDSM", "STS", "LOP3", "ISETP", "F2FP")
+from . import native_resources as native
+from . import triton_resources as triton
+
+HERE = Path(__file__).parent
+PUBLISHED = HERE / "results" / "resources.json"
+README = HERE / "README.md"
+MARKS = "<!-- native kernels: python -m benchmarks.resources --publish -->", "<!-- end of native kernels -->"
+ENGINES = {"triton": "triton", "cuda": "nvcc"}  # and whose version their rows depend on
+
+# The plan that the kernels were written by, for bfloat16 on an H200: microseconds of k = 5, 9, 11, and issue slots of
+# the ring stage at k = 9.
+ESTIMATED_RINGS = {5: 28, 9: 77, 11: 110}
+ESTIMATED_PRODUCT = {5: 33, 9: 55, 11: 66}
+ESTIMATED_SLOTS = {9: 139}
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One problem whose kernels are compiled."""
-
-    id: str
-    k: int
-    dtype: str = "bfloat16"
-    size: tuple[int, ...] = (64, 64)
-    batch: int = 32
-    channels: int = 128
-    outputs: int = 128
-    groups: int = 1
-    layout: str = "channels_last"
-    precision: str = "tf32"
-    options: tuple[tuple[str, Any], ...] = ()
+def rows_of_triton(targets: list[int], only: str) -> list[dict[str, Any]]:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        sys.exit("benchmarks.resources: TRITON_INTERPRET=1 is set, nothing can be compiled.")
+    problems = [problem for problem in triton.PROBLEMS if only in problem.id]
+    return triton.measure_all(triton.measure, problems, targets or triton.TARGETS) if problems else []
 
 
-PROBLEMS = [
-    *(Problem(f"2d-k{k}", k) for k in (3, 5, 7, 9, 11, 15)),
-    Problem("2d-k9-64-outputs", 9, outputs=64),
-    Problem("2d-k5-16-channels", 5, channels=16, outputs=16, size=(224, 224)),
-    Problem("2d-k9-512-channels", 9, channels=512, outputs=512, size=(16, 16)),
-    Problem("2d-k9-contiguous", 9, layout="contiguous"),
-    Problem("2d-k9-float16", 9, dtype="float16"),
-    Problem("2d-k9-tf32", 9, dtype="float32"),
-    Problem("2d-k9-float32", 9, dtype="float32", precision="ieee"),
-    Problem("2d-k9-stride-2", 9, options=(("stride", 2),)),
-    Problem("2d-k9-circular", 9, options=(("padding_mode", "circular"),)),
-    Problem("depthwise-k7", 7, size=(56, 56), channels=384, outputs=384, groups=384),
-    Problem("depthwise-k7-contiguous", 7, size=(56, 56), channels=384, outputs=384, groups=384, layout="contiguous"),
-    Problem("1d-k9", 9, size=(4096,), layout="contiguous"),
-    *(Problem(f"3d-k{k}", k, size=(32, 32, 32), batch=2, channels=64, outputs=64) for k in (3, 5, 7)),
-]
+def rows_of_cuda(targets: list[int], only: str) -> list[dict[str, Any]]:
+    path = native.library()
+    if path is None:
+        print("benchmarks.resources: the native library has no CUDA kernels (python -m radconv_ext info says why).")
+        return []
+    return native.measure_library(path, targets or None, only)
 
 
-DENSE = Problem("2d-k5", 5)
-DEPTHWISE = Problem("depthwise-k5", 5, channels=384, outputs=384, groups=384)
+def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    from radconv_ext.build_info import build_info
+
+    return {
+        "command": "python -m benchmarks.resources",
+        "triton": metadata.version("triton"),
+        "nvcc": build_info()["cuda"]["nvcc"],
+        "rows": rows,
+    }
 
 
-class _Target:
-    """Stands in for Triton's driver: compiling asks it for the target, and for nothing else."""
-
-    def __init__(self, capability: int) -> None:
-        from triton.backends.compiler import GPUTarget
-
-        self.target = GPUTarget("cuda", capability, 32)
-
-    def get_current_device(self) -> int:
-        return self.target.arch  # Triton keeps compiled kernels by device
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        return self.target
+# ---- README.md ------------------------------------------------------------------------------------------------------
 
 
-def launches(problem: Problem) -> list[tuple[str, Any, tuple[Any, ...], int]]:
-    """Every launch of a training step: name, launch, pointer types, pixel-channels of one pass of its hot loop."""
-    import torch
-
-    import radconv_ext
-    from radconv_ext.problem import build_problem, make_spec
-    from radconv_ext.triton_kernels.plan import Backward, Convolution
-
-    p = problem
-    dtype = getattr(torch, p.dtype)
-    memory_format = torch.contiguous_format
-    if p.layout == "channels_last":
-        memory_format = torch.channels_last if len(p.size) == 2 else torch.channels_last_3d
-    x = torch.empty((p.batch, p.channels, *p.size), dtype=dtype, device="meta", memory_format=memory_format)
-    w = torch.empty((p.outputs, p.channels // p.groups, p.k // 2 + 1), device="meta")
-    sigma = torch.empty(w.shape[-1], device="meta")
-    options = {"stride": 1, "padding_mode": "zeros", **dict(p.options)}
-    spec, _ = make_spec(
-        "auto", len(p.size), "gaussian", w.shape[-1], None, p.k, options["stride"], p.k // 2, 1, p.groups,
-        options["padding_mode"], True, False, 0,
-    )  # fmt: skip
-    radial = build_problem(spec, x, w, sigma, None)
-    y = torch.empty(radial.output_shape, dtype=dtype, device="meta", memory_format=memory_format)
-    forward = Convolution(radial, False, x, y, p.precision, False)
-    backward = Backward(radial, x, y, torch.empty_like(x), (True, True, True, True), p.precision)
-    f32, i32, f64 = torch.float32, torch.int32, torch.float64
-    gather = (dtype, dtype, i32, i32, i32, i32)
-    assert radconv_ext.__version__
-    return [
-        ("prepare", forward.prepare, (f32, f32, i32, f64)),
-        ("forward", forward.convolve, gather),
-        ("input gradient", backward.convolution.convolve, gather),
-        ("weight gradient", backward.launch, (dtype, dtype, f32, f32, i32, i32, i32, f64)),
-        ("finish", backward.sums.finish, (f32, f32, f32, f32, f32, i32, f64)),
-    ]
-
-
-def _instructions(disassembly: str) -> tuple[list[tuple[int, str, str]], dict[str, int]]:
-    """(address, opcode, text) of each instruction, and the address of each label."""
-    code, labels, waiting = [], {}, []
-    for line in disassembly.splitlines():
-        if label := re.match(r"\s*(\.L_x_\d+):", line):
-            waiting.append(label.group(1))
-        elif found := re.match(r"\s*/\*([0-9a-f]+)\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)[^;]*;", line):
-            address = int(found.group(1), 16)
-            labels.update((name, address) for name in waiting)
-            waiting = []
-            code.append((address, found.group(2), line))
-    return code, labels
-
-
-def hot_loop(disassembly: str) -> Counter[str]:
-    """Opcodes of the loop over channels or tiles: the longest, or the one that makes up more than half of it (a float16
-    tile may be done twice); of the whole kernel where there is none."""
-    code, labels = _instructions(disassembly)
-    loops = []
-    for address, opcode, line in code:
-        target = re.search(r"`\((\.L_x_\d+)\)", line)
-        if opcode == "BRA" and target is not None and labels.get(target.group(1), address) < address:
-            loops.append([(at, name) for at, name, _ in code if labels[target.group(1)] <= at <= address])
-    loops.sort(key=len, reverse=True)
-    best = loops[0] if loops else [(at, name) for at, name, _ in code]
-    for loop in loops[1:]:
-        if 2 * len(loop) > len(best) and best[0] <= loop[0] and loop[-1] <= best[-1]:
-            best = loop
-    return Counter(name for _, name in best)
-
-
-def _tool(name: str, *arguments: str) -> str:
-    import triton
-
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run([str(path), *arguments], check=True, capture_output=True, text=True).stdout
-
-
-def configurations() -> list[tuple[str, bool, int]]:
-    """Every row of the tables in configs.py: kernel, depthwise, index."""
-    from radconv_ext.triton_kernels.configs import TABLES
-
-    return [(kernel, depthwise, i) for (kernel, depthwise), table in TABLES.items() for i in range(len(table))]
-
-
-def measure_configuration(configuration: tuple[str, bool, int], capability: int) -> list[dict[str, Any]]:
-    """Rows of one configuration on a small problem, whatever the model thinks of it."""
-    from radconv_ext.triton_kernels import configs
-
-    kernel, depthwise, index = configuration
-    chosen = configs.TABLES[kernel, depthwise][index]
-    real = configs.default
-    configs.default = lambda work: chosen if work.kernel == kernel else real(work)
-    try:
-        wanted = "forward" if kernel == "convolve" else "weight gradient"
-        rows = measure(DEPTHWISE if depthwise else DENSE, capability, wanted)
-    finally:
-        configs.default = real
-    return [{**row, "problem": f"{row['problem']} configuration {index}"} for row in rows]
-
-
-def measure(problem: Problem, capability: int, only: str | None = None) -> list[dict[str, Any]]:
-    """One row a launch, or the row of one of them."""
-    from triton.runtime import driver
-
-    driver.set_active(_Target(capability))
-    rows = []
-    for name, launch, pointers in launches(problem):
-        if only not in (None, name):
-            continue
-        compiled = launch.compile(*pointers)
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-            cubin.write(compiled.asm["cubin"])
-            cubin.flush()
-            usage = _tool("cuobjdump", "-res-usage", cubin.name)
-            disassembly = _tool("nvdisasm", "-c", cubin.name)
-        threads = launch.config.threads
-        registers = int(re.search(r"REG:(\d+)", usage).group(1))
-        shared = compiled.metadata.shared
-        columns = getattr(compiled.metadata, "tmem_size", None) or 0  # of tensor memory
-        if columns > MOST_COLUMNS:
-            raise RuntimeError(f"{problem.id} {name}: {columns} columns of tensor memory, {MOST_COLUMNS} exist")
-        everything = Counter(opcode for _, opcode, _ in _instructions(disassembly)[0])
-        resident = min(
-            REGISTERS // (registers * threads),
-            MOST_SHARED[capability] // max(shared, 1),
-            MOST_WARPS * 32 // threads,
-            MOST_COLUMNS // max(columns, 1),
-        )
-        row = {
-            "problem": problem.id,
-            "target": f"sm_{capability}",
-            "launch": name,
-            "registers": registers,
-            "stack": int(re.search(r"STACK:(\d+)", usage).group(1)),
-            "spills": everything["LDL"] + everything["STL"],
-            "shared": shared,
-            "most_shared": MOST_SHARED[capability],
-            "blocks": resident,
-            "threads": threads,
-            "matrix": sum(everything[op] for op in ("HMMA", "HGMMA", "UTCHMMA", "UTCQMMA")),
-        }
-        if "STARTS" in launch.kernel.arg_names:
-            tile = [launch.argument(f"TILE_{axis}") for axis in "DHW"]
-            pixels = tile[0] * tile[1] * tile[2]
-            channels = launch.argument("BLOCK_O" if launch.argument("DEPTHWISE") else "BLOCK_C")
-            row |= {"tile": tile, "block_c": launch.argument("BLOCK_C"), "block_o": launch.argument("BLOCK_O")}
-            row["unrolled"] = launch.argument("STARTS") is not None
-            if row["unrolled"]:
-                scale = threads / (pixels * channels)
-                mix = hot_loop(disassembly)
-                row["slots"] = round(sum(mix.values()) * scale, 1)
-                row["loop_spills"] = mix["LDL"] + mix["STL"]
-                row["mix"] = {op: round(mix[op] * scale, 2) for op in SHOWN if mix[op]}
-        rows.append(row)
-    return rows
-
-
-def table(rows: Iterable[dict[str, Any]]) -> str:
+def readme_table(rows: list[dict[str, Any]], target: str, dtype: str) -> list[str]:
+    rows = [row for row in rows if row["target"] == target and row["kernel"].endswith(dtype) and "bounds" in row]
+    estimated = target == "sm_90" and dtype == "bfloat16"
+    units = ("issue", "fp32", "integer", "shared", "matrix")
+    head = ["kernel", "registers", "spills", "KB", "blocks", "ring slots", "product slots", *units, "predicted, us"]
+    if estimated:
+        head += ["of dense", "estimated ring stage, product, us"]
     lines = [
-        "| problem | target | launch | tile, channels, outputs | registers | spills | KB | blocks | slots | of these |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"{dtype}, {target} ({rows[0]['card']}):",
+        "",
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
     ]
     for row in rows:
-        blocks = f"{'x'.join(map(str, row['tile']))}, {row['block_c']}, {row['block_o']}" if "tile" in row else ""
-        mix = ", ".join(f"{op} {n}" for op, n in row.get("mix", {}).items())
+        bounds = [
+            f"**{row['bounds'][unit]:.2f}**" if unit == row["bound"] else f"{row['bounds'][unit]:.2f}" for unit in units
+        ]
+        size = row["kernel"].split()[1]
+        k, depth = map(int, size.split("x"))
         cells = [
-            row["problem"], row["target"], row["launch"], blocks, row["registers"], row["spills"],
-            f"{row['shared'] / 1024:.1f}", row["blocks"], row.get("slots", ""), mix,
+            f"k={k}" if depth == 1 else f"3D k={k}", row["registers"], row["spills"], f"{row['shared'] / 1024:.0f}",
+            row["blocks"], f"{row['ring']['slots']:.0f}", f"{row['product']['slots']:.0f}", *bounds,
+            f"{row['predicted_us']:.0f}",
         ]  # fmt: skip
+        if estimated:
+            share = row.get("predicted_over_dense")
+            cells.append("" if share is None else f"{share:.2f}")
+            known = depth == 1 and k in ESTIMATED_RINGS
+            slots = f" ({ESTIMATED_SLOTS[k]} slots)" if known and k in ESTIMATED_SLOTS else ""
+            cells.append(f"{ESTIMATED_RINGS[k]}{slots}, {ESTIMATED_PRODUCT[k]}" if known else "")
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+    return lines
 
 
-def measure_all(
-    measured: Callable[..., list[dict[str, Any]]], subjects: Sequence[Any], targets: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Rows of all problems (or configurations) and targets, compiled on every core."""
-    jobs = [(subject, target) for target in targets for subject in subjects]
-    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return [row for rows in pool.map(measured, *zip(*jobs, strict=True)) for row in rows]
+def readme_tables(published: dict[str, Any]) -> str:
+    """What README.md says between its marks."""
+    rows = [row for row in published["rows"] if row["engine"] == "cuda"]
+    parts = [
+        [f"Compiled by nvcc {published['nvcc']}."],
+        readme_table(rows, "sm_90", "bfloat16"),
+        readme_table(rows, "sm_90", "tf32"),
+        readme_table(rows, "sm_80", "bfloat16"),
+    ]
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+def publish(rows: list[dict[str, Any]], engines: Sequence[str]) -> None:
+    new = document(rows)
+    if PUBLISHED.exists():
+        old = json.loads(PUBLISHED.read_text())
+        for engine in ENGINES.keys() - engines:
+            new[ENGINES[engine]] = old[ENGINES[engine]]
+            new["rows"] = new["rows"] + [row for row in old["rows"] if row["engine"] == engine]
+    new["rows"].sort(key=lambda row: list(ENGINES).index(row["engine"]))
+    PUBLISHED.write_text(json.dumps(new, indent=1) + "\n")
+    text = README.read_text()
+    begin, end = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
+    README.write_text(f"{text[:begin]}\n\n{readme_tables(new)}\n\n{text[end:]}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("targets", nargs="*", type=int, default=TARGETS, help="compute capabilities, such as 80 90")
+    parser.add_argument("targets", nargs="*", type=int, help="compute capabilities, such as 80 90")
+    parser.add_argument("--engine", choices=(*ENGINES, "all"), default="all", help="whose kernels (all)")
     parser.add_argument("--json", type=Path, help="file for the rows")
-    parser.add_argument("--only", default="", help="problems whose name contains this")
+    parser.add_argument("--only", default="", help="problems of Triton, kernels of CUDA whose name contains this")
     parser.add_argument(
-        "--configurations", action="store_true", help="every row of configs.py on a small problem instead"
+        "--configurations", action="store_true", help="every row of Triton's configs.py on a small problem instead"
     )
+    parser.add_argument("--publish", action="store_true", help="results/resources.json and README.md, too")
+    parser.add_argument("--markdown", action="store_true", help="README.md's tables of what is published, and no more")
+    parser.add_argument("--library", action="store_true", help="targets of machine code and PTX in it, and no more")
     arguments = parser.parse_args()
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        sys.exit("benchmarks.resources: TRITON_INTERPRET=1 is set, nothing can be compiled.")
+    if arguments.library:
+        path = native.library()
+        print(json.dumps(((), ()) if path is None else native.contents(path)))
+        return
+    if arguments.markdown:
+        print(readme_tables(json.loads(PUBLISHED.read_text())))
+        return
+    if arguments.publish and (arguments.targets or arguments.only or arguments.configurations):
+        parser.error("--publish takes all targets and problems")
     if arguments.configurations:
-        rows = measure_all(measure_configuration, configurations(), arguments.targets)
+        rows = triton.measure_all(
+            triton.measure_configuration, triton.configurations(), arguments.targets or triton.TARGETS
+        )
+        print(triton.table(rows))
     else:
-        rows = measure_all(measure, [p for p in PROBLEMS if arguments.only in p.id], arguments.targets)
-    print(table(rows))
+        engines = list(ENGINES) if arguments.engine == "all" else [arguments.engine]
+        rows = []
+        for engine in engines:
+            measure, table = (rows_of_cuda, native.table) if engine == "cuda" else (rows_of_triton, triton.table)
+            found = measure(arguments.targets, arguments.only)
+            if found:
+                print(table(found), end="\n\n")
+            rows += found
     if arguments.json:
-        document = {"command": "python -m benchmarks.resources", "triton": metadata.version("triton"), "rows": rows}
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(document(rows), indent=1) + "\n")
+    if arguments.publish:
+        publish(rows, engines)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -32,13 +33,20 @@ def _full_float32() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = before
 
 
-@pytest.mark.parametrize("precision", TOLERANCE)
+def with_engines(test: Any) -> Any:
+    return pytest.mark.parametrize("engine", ["cuda", "triton"])(test)
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision"),
+    [(engine, p) for engine in ("cuda", "triton") for p in TOLERANCE if (engine, p) != ("cuda", "float32")],
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_triton_engine_agrees_with_the_definition(case: Case, precision: str) -> None:
+def test_engines_agree_with_the_definition(case: Case, engine: str, precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
     expected = outputs_of(case, case.tensors(torch.float64), "reference")
-    found = outputs_of(case, case.tensors(dtype, device="cuda"), "triton")
+    found = outputs_of(case, case.tensors(dtype, device="cuda"), engine)
     errors = largest_errors({name: t.cpu() for name, t in found.items()}, expected)
     assert max(errors.values()) < TOLERANCE[precision], errors
 
@@ -46,27 +54,35 @@ def test_triton_engine_agrees_with_the_definition(case: Case, precision: str) ->
 @pytest.mark.parametrize("k", [3, 5, 9])
 @pytest.mark.parametrize("scale", [1, 3, 5])
 @pytest.mark.parametrize("weights", ["random", "projected"])
-@pytest.mark.parametrize("dtypes", ["float32", "float16", "bfloat16", "bfloat16-float32"])
-def test_error_is_at_most_one_and_a_half_times_the_dense_one(dtypes: str, weights: str, scale: int, k: int) -> None:
+@pytest.mark.parametrize(
+    ("engine", "dtypes"),
+    [(engine, d) for engine in ("cuda", "triton") for d in ("float16", "bfloat16", "bfloat16-float32")]
+    + [("triton", "float32")],
+)
+def test_error_is_at_most_one_and_a_half_times_the_dense_one(
+    engine: str, dtypes: str, weights: str, scale: int, k: int
+) -> None:
     names = dtypes.split("-")
     types = [getattr(torch, name) for name in (names[0], names[-1])]
-    for name, (ours, dense) in rounding_errors("triton", *types, weights, scale, k, 0.03, "cuda").items():
+    for name, (ours, dense) in rounding_errors(engine, *types, weights, scale, k, 0.03, "cuda").items():
         assert ours <= 1.5 * dense, (name, ours, dense)
 
 
+@with_engines
 @pytest.mark.parametrize("id", ["channels-17-23", "depthwise", "volume", "channels-last"])
-def test_runs_are_bitwise_equal(id: str) -> None:
+def test_runs_are_bitwise_equal(id: str, engine: str) -> None:
     case = BY_ID[id]
-    first, again = (outputs_of(case, case.tensors(torch.bfloat16, device="cuda"), "triton") for _ in range(2))
+    first, again = (outputs_of(case, case.tensors(torch.bfloat16, device="cuda"), engine) for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_launches_go_to_the_current_stream() -> None:
+@with_engines
+def test_launches_go_to_the_current_stream(engine: str) -> None:
     """The input is made on that stream too, behind a delay: work on any other one would read it too early."""
     case = BY_ID["channels-last"]
     expected = outputs_of(case, case.tensors(torch.float64), "reference")
-    tensors = case.tensors(torch.float32, device="cuda")
-    outputs_of(case, tensors, "triton")  # compiled
+    tensors = case.tensors(torch.float16, device="cuda")
+    outputs_of(case, tensors, engine)  # compiled, planned
     late = {name: torch.full_like(t, torch.nan) for name, t in tensors.items()}
     stream = torch.cuda.Stream()
     torch.cuda.synchronize()
@@ -74,19 +90,20 @@ def test_launches_go_to_the_current_stream() -> None:
         torch.cuda._sleep(50_000_000)
         for name, t in tensors.items():
             late[name].copy_(t)
-        found = outputs_of(case, late, "triton")
+        found = outputs_of(case, late, engine)
     stream.synchronize()
     errors = largest_errors({name: t.cpu() for name, t in found.items()}, expected)
-    assert max(errors.values()) < TOLERANCE["float32"], errors
+    assert max(errors.values()) < TOLERANCE["float16"], errors
 
 
-def test_graph_capture() -> None:
+@with_engines
+def test_graph_capture(engine: str) -> None:
     """Captured forward and backward, replayed with other numbers."""
     case = Case("graph", (20, 21), channels=(16, 24), options={"padding": "same"})
-    leaves = {name: t.requires_grad_() for name, t in case.tensors(torch.float32, device="cuda").items()}
+    leaves = {name: t.requires_grad_() for name, t in case.tensors(torch.bfloat16, device="cuda").items()}
 
     def step() -> list[Tensor]:
-        y = case(leaves, "triton")
+        y = case(leaves, engine)
         return [y, *torch.autograd.grad(y, list(leaves.values()), torch.ones_like(y))]
 
     side = torch.cuda.Stream()
@@ -107,10 +124,11 @@ def test_graph_capture() -> None:
         assert torch.equal(found, expected)
 
 
-def test_threads_at_once() -> None:
+@with_engines
+def test_threads_at_once(engine: str) -> None:
     def outputs(case: Case) -> dict[str, Tensor]:
         with torch.cuda.stream(torch.cuda.Stream()):
-            found = outputs_of(case, case.tensors(torch.float32, device="cuda"), "triton")
+            found = outputs_of(case, case.tensors(torch.bfloat16, device="cuda"), engine)
             torch.cuda.current_stream().synchronize()
         return found
 
@@ -120,19 +138,34 @@ def test_threads_at_once() -> None:
 @pytest.mark.skipif(
     torch.cuda.get_device_properties(0).total_memory < 30 * 2**30, reason="needs a card with 30 GiB of memory"
 )
-def test_image_of_more_than_2_to_the_31_elements() -> None:
-    x = torch.randn(1, 16, 11600, 11700, device="cuda", dtype=torch.bfloat16)
+@with_engines
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_image_of_more_than_2_to_the_31_elements(engine: str, memory_format: torch.memory_format) -> None:
+    x = torch.randn(1, 16, 11600, 11700, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=memory_format)
     assert x.numel() > 2**31
     w, sigma = torch.randn(16, 16, 2, device="cuda"), radconv_ext.default_sigma(3).cuda()
-    y = radconv_ext.gmr_conv2d(x, w, sigma, padding=1, engine="triton")
+    y = radconv_ext.gmr_conv2d(x, w, sigma, padding=1, engine=engine)
     corner = radconv_ext.gmr_conv2d(x[..., -9:, -9:].float(), w, sigma, padding=1, engine="reference")
     torch.testing.assert_close(y[..., -8:, -8:].float(), corner[..., -8:, -8:], rtol=2e-2, atol=0.2)
 
 
-def test_triton_engine_is_chosen() -> None:
-    tensors = BY_ID["batch-1"].tensors(torch.float16, device="cuda")
+@pytest.mark.parametrize(("dtype", "engine"), [(torch.float16, "cuda"), (torch.float32, "triton")])
+def test_engine_that_is_chosen(dtype: torch.dtype, engine: str) -> None:
+    tensors = BY_ID["batch-1"].tensors(dtype, device="cuda")
     chosen = BY_ID["batch-1"](tensors, "auto")
-    assert torch.equal(chosen, BY_ID["batch-1"](tensors, "triton"))
+    assert torch.equal(chosen, BY_ID["batch-1"](tensors, engine))
+
+
+def test_native_launches_wait_for_nothing() -> None:
+    """Forward and backward return while the stream is still busy."""
+    case = Case("busy", (20, 21), channels=(16, 24), options={"padding": "same"})
+    tensors = {name: t.requires_grad_() for name, t in case.tensors(torch.bfloat16, device="cuda").items()}
+    outputs_of(case, tensors, "cuda")  # planned
+    grad = torch.ones(2, 24, 20, 21, device="cuda", dtype=torch.bfloat16)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(200_000_000)
+    torch.autograd.grad(case(tensors, "cuda"), [tensors["x"]], grad)
+    assert not torch.cuda.current_stream().query()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

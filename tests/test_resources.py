@@ -1,9 +1,10 @@
-"""The Triton kernels compiled ahead of time for cards that aren't here: what the machine code needs and contains."""
+"""Kernels compiled for cards that aren't here, Triton's and native ones: what their machine code needs and contains."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -12,21 +13,30 @@ from typing import Any
 
 import pytest
 
+import radconv_ext
+
 pytest.importorskip("triton", reason="needs triton")
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "benchmarks" / "results" / "resources.json"
+SIZES = ("3x1", "5x1", "7x1", "9x1", "11x1", "3x3", "5x5", "7x7", "0x0")
+CUDA = radconv_ext.build_info()["cuda"]
 PLAIN = ("prepare", "finish")
 NO_MATRIX_UNITS = ("depthwise", "float32")  # depthwise has no product, full float32 no matrix instruction
 
 
-def rows_of(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
-    """Rows of `python -m benchmarks.resources`, which needs a process without the interpreter."""
-    out = tmp_path / "rows.json"
+def resources(*arguments: str) -> str:
+    """What `python -m benchmarks.resources` prints; it needs a process without the interpreter."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.resources", *arguments, "--json", str(out)]
+    command = [sys.executable, "-m", "benchmarks.resources", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def rows_of(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    out = folder / "rows.json"
+    resources(*arguments, "--json", str(out))
     return json.loads(out.read_text())["rows"]
 
 
@@ -38,7 +48,7 @@ def check(rows: list[dict[str, Any]]) -> None:
 
 
 def test_defaults_spill_nothing_and_use_the_matrix_units(tmp_path: Path) -> None:
-    rows = rows_of(tmp_path, "80", "90")
+    rows = rows_of(tmp_path, "--engine", "triton", "80", "90")
     assert len({row["problem"] for row in rows}) >= 21
     check(rows)
     if metadata.version("triton") == json.loads(PUBLISHED.read_text())["triton"]:
@@ -48,7 +58,7 @@ def test_defaults_spill_nothing_and_use_the_matrix_units(tmp_path: Path) -> None
 
 
 def test_newer_target(tmp_path: Path) -> None:
-    rows = rows_of(tmp_path, "100", "--only", "k5")
+    rows = rows_of(tmp_path, "--engine", "triton", "100", "--only", "k5")
     check(rows)
     assert {row["target"] for row in rows} == {"sm_100"}
 
@@ -57,3 +67,77 @@ def test_every_configuration_compiles(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "--configurations", "80", "90", "100")
     assert len({row["problem"] + row["launch"] for row in rows}) >= 20
     check(rows)
+
+
+# ---- the native kernels, in the installed library -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    if not CUDA["built"]:
+        pytest.skip(f"the native library has no CUDA kernels: {CUDA['reason']}")
+    return rows_of(tmp_path_factory.mktemp("native"), "--engine", "cuda")
+
+
+def numbers(*kinds: str) -> set[int]:
+    """Capabilities that the library was built for in one of these forms: "" is machine code and PTX."""
+    found = [re.fullmatch(r"(\d+)[af]?(-real|-virtual)?", name) for name in CUDA["architectures"]]
+    return {int(match.group(1)) for match in found if (match.group(2) or "") in kinds}
+
+
+def test_native_kernels_spill_nothing_and_use_the_matrix_units(native: list[dict[str, Any]]) -> None:
+    kernels = [row for row in native if row["kernel"] != "prepare"]
+    assert [row for row in kernels if row["spills"] or row["stack"]] == []
+    assert [row for row in kernels if row["shared"] > row["most_shared"] or row["blocks"] < 1] == []
+    assert [row for row in kernels if not row["matrix"]] == []
+
+
+def test_native_kernels_are_all_there(native: list[dict[str, Any]]) -> None:
+    dtypes = ("bfloat16", "float16", "tf32")
+    wanted = {"prepare", *(f"conv {size} {dtype}" for size in SIZES for dtype in dtypes)}
+    targets = {f"sm_{number}" for number in numbers("", "-real")}
+    assert {(row["kernel"], row["target"]) for row in native} == {(k, t) for k in wanted for t in targets}
+    assert len(native) == len(wanted) * len(targets)
+
+
+def test_library_holds_what_it_was_built_for() -> None:
+    if not CUDA["built"]:
+        pytest.skip(f"the native library has no CUDA kernels: {CUDA['reason']}")
+    code, ptx = json.loads(resources("--library"))
+    assert set(code) == numbers("", "-real")
+    assert set(ptx) == numbers("", "-virtual")
+
+
+def test_native_counts_meet_counts_by_hand(native: list[dict[str, Any]]) -> None:
+    """Per pixel and channel at k = 9: 13 shells, 5 functions; 128 outputs, of which an HMMA makes 16 pixels by 8."""
+    rows = [row for row in native if row["kernel"] == "conv 9x1 bfloat16"]
+    assert rows
+    for row in rows:
+        ring, product = row["ring"]["mix"], row["product"]["mix"]
+        assert ring["FFMA"] + ring["FMUL"] == 13 * 5
+        assert ring["STS"] == ring["F2FP"] == 5 / 2  # words of two channels
+        assert product["HMMA"] == 5 * 128 / 16 / 4
+        assert product["LDSM"] == 5 * (4 + 4) / 16
+        # bytes of a halo's pixels and of weights, by 16, in 4 warps of 32, for 16 channels
+        assert ring["LDGSTS"] == pytest.approx(16 * 24 * 32 / 16 / 4 / 32 / 16, abs=0.01)
+        assert product["LDGSTS"] == pytest.approx(5 * 128 * 32 / 16 / 4 / 32 / 16, abs=0.01)
+
+
+def test_native_slots_are_the_published_ones(native: list[dict[str, Any]]) -> None:
+    published = json.loads(PUBLISHED.read_text())
+
+    def slots(rows: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
+        wanted = [row for row in rows if row.get("kernel") == "conv 9x1 bfloat16"]
+        return {(row["target"], part): row[part]["slots"] for row in wanted for part in ("ring", "product")}
+
+    here, there = slots(native), slots(published["rows"])
+    both = here.keys() & there.keys()  # other libraries are built for other targets
+    if CUDA["nvcc"] == published["nvcc"]:
+        again = "run `python -m benchmarks.resources --publish`"
+        assert {key: here[key] for key in both} == {key: there[key] for key in both}, again
+    else:
+        assert all(here[key] <= 1.1 * there[key] for key in both)
+
+
+def test_readme_has_the_published_tables() -> None:
+    assert resources("--markdown").strip() in (ROOT / "benchmarks" / "README.md").read_text()

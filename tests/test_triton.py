@@ -29,6 +29,7 @@ import triton
 from triton.runtime import interpreter
 
 from radconv_ext.engines import triton as engine_module
+from radconv_ext.precision import product_precision
 from radconv_ext.triton_kernels import configs, launch, plan
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -344,15 +345,15 @@ def test_reason_why_triton_cannot_launch(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_tf32_where_torch_convolutions_may_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 0))
+    x = SimpleNamespace(dtype=torch.float32, is_cuda=True)
 
     def precision() -> str:
-        return engine_module._precision(problem)
+        return product_precision(x)
 
     for allowed in (True, False):
         with torch.backends.cudnn.flags(allow_tf32=allowed):
             assert precision() == ("tf32" if allowed else "ieee")
-            assert engine_module._precision(SimpleNamespace(dtype=torch.float16)) == "ieee"
+            assert product_precision(SimpleNamespace(dtype=torch.float16, is_cuda=True)) == "ieee"
     monkeypatch.setattr(torch.version, "hip", "7.0")
     assert precision() == "ieee"
 
@@ -363,16 +364,16 @@ def test_tf32_settings_from_the_particular_to_the_general() -> None:
     script = """
 import torch
 from types import SimpleNamespace
-from radconv_ext.engines.triton import _precision
-problem = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 0))
-found = [_precision(problem)]
+from radconv_ext.precision import product_precision
+x = SimpleNamespace(dtype=torch.float32, is_cuda=True)
+found = [product_precision(x)]
 torch.backends.cudnn.conv.fp32_precision = "ieee"
-found.append(_precision(problem))
+found.append(product_precision(x))
 torch.backends.cudnn.conv.fp32_precision = "none"
 torch.backends.fp32_precision = "tf32"
-found.append(_precision(problem))
+found.append(product_precision(x))
 torch.backends.cudnn.fp32_precision = "ieee"
-found.append(_precision(problem))
+found.append(product_precision(x))
 print(*found)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)

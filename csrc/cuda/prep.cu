@@ -76,7 +76,7 @@ __device__ __forceinline__ void orthogonalise(const PrepParams& p, const Matrix&
 }
 
 template <class T>
-__device__ __forceinline__ void fold(const PrepParams& p, const Matrix& mix) {
+__device__ __forceinline__ void fold(const PrepParams& p, const Matrix& mix, int exponent) {
   using Scalar = typename T::Scalar;
   constexpr int kChunk = kWords * T::kChannels;
   const int64_t count = int64_t{p.groups} * p.out_blocks * p.chunks * p.block_outputs * kChunk;
@@ -98,7 +98,8 @@ __device__ __forceinline__ void fold(const PrepParams& p, const Matrix& mix) {
       double sum = 0;
       if (there && r < p.rows)
         for (int ring = 0; ring < p.rings; ++ring) sum += as_float(p.w, from + ring, p.w_type) * mix.get(ring, r);
-      *reinterpret_cast<Scalar*>(to + int64_t{r} * p.block_outputs * kPixelBytes) = T::operand(static_cast<float>(sum));
+      *reinterpret_cast<Scalar*>(to + int64_t{r} * p.block_outputs * kPixelBytes) =
+          T::operand(static_cast<float>(ldexp(sum, -exponent)));
     }
   }
 }
@@ -121,29 +122,25 @@ __global__ void __launch_bounds__(kPrepThreads) prepare(const __grid_constant__ 
   __syncthreads();
   if (!diagonal && threadIdx.x < 32) orthogonalise(p, basis, mix, threadIdx.x);
   __syncthreads();
-  for (int r = threadIdx.x; r < p.rows; r += kPrepThreads) {
-    double largest = 0;
-    for (int ring = 0; ring < p.rings; ++ring) largest = fmax(largest, fabs(mix.get(ring, r)));
-    int exponent = 0;
-    if (largest > 0 && largest < INFINITY) frexp(largest, &exponent);
-    for (int ring = 0; ring < p.rings; ++ring) mix.set(ring, r, ldexp(mix.get(ring, r), -exponent));
-    for (int s = 0; s < p.buckets; ++s) basis.set(r, s, ldexp(basis.get(r, s), exponent));
-  }
-  __syncthreads();
+  double largest = 0;
+  for (int i = 0; i < p.rings * p.rows; ++i) largest = fmax(largest, fabs(mix.get(i / p.rows, i % p.rows)));
+  int exponent = 0;
+  if (largest > 0 && largest < INFINITY) frexp(largest, &exponent);
 
   if (blockIdx.x == 0)
     for (int i = threadIdx.x; i < p.shells * p.basis_pitch; i += kPrepThreads) {
       const int at = i % p.basis_pitch, column = p.tables[p.columns + i / p.basis_pitch];
       const int r = at / p.slot * p.per_pass + at % p.slot;
       const bool there = at % p.slot < p.per_pass && r < p.rows && column >= 0;
-      reinterpret_cast<float*>(p.workspace)[i] = there ? static_cast<float>(basis.get(r, column)) : 0.0f;
+      reinterpret_cast<float*>(p.workspace)[i] =
+          there ? static_cast<float>(ldexp(basis.get(r, column), exponent)) : 0.0f;
     }
   if (p.type == DType::kFloat16)
-    fold<Float16>(p, mix);
+    fold<Float16>(p, mix, exponent);
   else if (p.type == DType::kBFloat16)
-    fold<BFloat16>(p, mix);
+    fold<BFloat16>(p, mix, exponent);
   else
-    fold<TF32>(p, mix);
+    fold<TF32>(p, mix, exponent);
 }
 
 }  // namespace

@@ -99,6 +99,7 @@ class _Plan:
             channels_last=problem.channels_last,
             device=problem.device.index or 0,
         )
+        self.types = {dtype: dtype_of(self.c, dtype) for dtype in _DTYPES}
         self.words = -(-self.native.workspace // 4)
         self.tables: Tensor | None = None
 
@@ -118,8 +119,8 @@ class _Plan:
             raise RuntimeError(f"engine 'cuda': {error} ({self.problem})") from error
 
     def _small(self, t: Tensor | None) -> tuple[int, Any]:
-        c: Any = self.c
-        return (0, c.DType.float32) if t is None else (t.data_ptr(), dtype_of(c, t))
+        """Address and type."""
+        return (0, self.types[torch.float32]) if t is None else (t.data_ptr(), self.types[t.dtype])
 
 
 class CudaEngine:

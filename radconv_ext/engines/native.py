@@ -25,8 +25,8 @@ def no_native_profile(problem: RadialConvProblem) -> str | None:
     return None
 
 
-def dtype_of(c: ModuleType, t: Tensor | RadialConvProblem) -> Any:
-    return getattr(c.DType, str(t.dtype).removeprefix("torch."))
+def dtype_of(c: ModuleType, dtype: torch.dtype) -> Any:
+    return getattr(c.DType, str(dtype).removeprefix("torch."))
 
 
 def empty(problem: RadialConvProblem, shape: tuple[int, ...]) -> Tensor:
@@ -71,5 +71,5 @@ def conv_shape(c: ModuleType, problem: RadialConvProblem, adjoint: bool) -> Any:
         groups=o.groups,
         in_per_group=channels[adjoint],
         out_per_group=channels[not adjoint],
-        dtype=dtype_of(c, problem),
+        dtype=dtype_of(c, problem.dtype),
     )

@@ -1,0 +1,543 @@
+"""The native CUDA engine, its kernels emulated on the CPU and races watched; and bugs planted in them, which must show.
+
+`make emulation` builds what this runs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case
+from emulation.build import BUILD, build
+from test_engines import failures_of_threads, largest_errors, outputs_of
+from test_gradients import rounding_errors
+from torch import Tensor
+
+import radconv_ext
+from radconv_ext import problem as problem_module
+from radconv_ext.engines import ENGINES
+from radconv_ext.engines import cuda as engine_module
+
+if torch.cuda.is_available():
+    pytest.skip("a GPU is here: test_gpu.py runs the compiled kernels instead", allow_module_level=True)
+
+ROOT = Path(__file__).resolve().parent.parent
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32}
+# largest error over the largest value of the float64 reference, output and gradient by x, any case; the other gradients
+# are another engine's
+TOLERANCE = {
+    "float16": 1.5e-3,  # worst seen 9.6e-4, replicate
+    "bfloat16": 1e-2,  # worst seen 6.6e-3, transpose
+    "tf32": 1.5e-3,  # worst seen 8.3e-4, stride-2-3d
+}
+OTHERS = {"float16": 7e-3, "bfloat16": 2e-2, "tf32": 2e-6}  # as for the reference engine
+BY_ID = {case.id: case for case in CASES}
+SIZES = {(k, 1) for k in (3, 5, 7, 9, 11)} | {(k, k) for k in (3, 5, 7)} | {(0, 0)}  # of compiled kernels, 0: any
+
+
+@pytest.fixture(autouse=True)
+def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RADCONV_EMULATE_CUDA", "1")
+    monkeypatch.setenv("RADCONV_EMULATION_RACES", "1")
+    problem_module._problems.clear()  # plans that other tests have made
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The plans that are run, in order, with the address of what they read."""
+    done: list[Any] = []
+    real = engine_module._Plan.run
+
+    def noted(self: Any, x: Tensor, *rest: Any) -> None:
+        done.append((self.native, x.data_ptr()))
+        real(self, x, *rest)
+
+    monkeypatch.setattr(engine_module._Plan, "run", noted)
+    return done
+
+
+def agree(case: Case, dtype: str) -> None:
+    """Output and all gradients."""
+    found = outputs_of(case, case.tensors(DTYPES[dtype]), "cuda")
+    expected = outputs_of(case, case.tensors(torch.float64), "reference")
+    assert all(t.dtype is DTYPES[dtype] for t in found.values())
+    for name, error in largest_errors(found, expected).items():
+        assert error < (TOLERANCE if name in ("y", "grad_x") else OTHERS)[dtype], (name, error)
+
+
+def both_agree(case: Case, dtype: str) -> None:
+    """Output and gradient by x, the two that the engine makes itself."""
+    made = []
+    for tensors, engine in ((case.tensors(DTYPES[dtype]), "cuda"), (case.tensors(torch.float64), "reference")):
+        x = tensors["x"].requires_grad_()
+        y = case(tensors, engine)
+        grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(y)
+        made.append({"y": y.detach(), "grad_x": torch.autograd.grad(y, x, grad)[0]})
+    errors = largest_errors(*made)
+    assert max(errors.values()) < TOLERANCE[dtype], errors
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_kernels_agree_with_the_definition(case: Case, dtype: str) -> None:
+    agree(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_case_table_runs_every_kernel(dtype: str, plans: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RADCONV_EMULATION_RACES")
+    for case in CASES:
+        if case.id.startswith(("k-", "volume", "batch-1", "tile+1")):
+            case(case.tensors(DTYPES[dtype]), "cuda")
+    assert {native.facts()["kernel"] for native, _ in plans} == SIZES
+
+
+@pytest.mark.parametrize("order", ["backward", "1", "2"])
+@pytest.mark.parametrize("id", ["many-tiles", "inputs-260", "volume", "k-15", "stride-2"])
+def test_results_do_not_depend_on_the_order_of_threads(id: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = BY_ID[id].tensors(torch.float16)
+    forward = outputs_of(BY_ID[id], tensors, "cuda")
+    monkeypatch.setenv("RADCONV_EMULATION_ORDER", order)
+    again = outputs_of(BY_ID[id], tensors, "cuda")
+    assert all(torch.equal(forward[name], again[name]) for name in ("y", "grad_x"))
+
+
+# --- what the planner chooses -----------------------------------------------------------------------------------------
+
+LAYOUTS = [
+    ("channels-last", "bfloat16", (16, 24), "word"),
+    ("channels-last", "tf32", (8, 24), "word"),
+    ("channels-last", "bfloat16", (15, 24), "scalar"),
+    ("channels-last", "float16", (14, 24), "word"),
+    ("channels-last", "tf32", (6, 24), "word"),
+    ("width-17", "bfloat16", (20, 24), "scalar"),
+    ("width-17", "tf32", (20, 24), "word"),
+    ("sliced", "float16", (20, 24), "scalar"),
+]
+
+
+@pytest.mark.parametrize(("id", "dtype", "channels", "loader"), LAYOUTS)
+def test_loaders(id: str, dtype: str, channels: tuple[int, int], loader: str, plans: list[Any]) -> None:
+    """The one that alignment and layout allow; 16 bytes at a time need an address to match."""
+    agree(replace(BY_ID[id], channels=channels), dtype)
+    native, _ = plans[0]
+    assert native.loader(4) == loader
+    vector = channels[0] % 8 == 0 and id == "channels-last"
+    assert native.loader(0) == ("vector" if vector else loader)
+    assert DTYPES[dtype] is torch.float32 or native.loader(2) == "scalar"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_address_of_one_element(dtype: str, plans: list[Any]) -> None:
+    """A view that begins anywhere."""
+    case = Case("offset", (9, 10), channels=(16, 8), layout="channels_last", options={"padding": 2})
+    tensors = case.tensors(DTYPES[dtype])
+    x = tensors["x"]
+    moved = torch.zeros(x.numel() + 1, dtype=x.dtype)[1:].as_strided(x.shape, x.stride()).copy_(x)
+    assert torch.equal(case({**tensors, "x": moved}, "cuda"), case(tensors, "cuda"))
+    assert [native.loader(x) for native, x in plans] == ["word" if dtype == "tf32" else "scalar", "vector"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shared", [163, 99])
+@pytest.mark.parametrize("id", ["k-3", "k-9", "k-11", "k-7-3d", "k-15", "stride-7", "outputs-260"])
+def test_shared_memory_of_smaller_cards(
+    id: str, shared: int, dtype: str, plans: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With less of it, fewer buffers and fewer outputs a block; 163 KiB hold everything twice."""
+    c, _ = engine_module._kernels()
+    monkeypatch.setattr(c, "CudaPlan", partial(c.CudaPlan, shared=shared * 1024))
+    monkeypatch.delenv("RADCONV_EMULATION_RACES")
+    both_agree(replace(BY_ID[id], channels=(40, 260 if id == "outputs-260" else 130), batch=1), dtype)
+    facts = plans[0][0].facts()
+    assert facts["shared"] <= shared * 1024
+    if shared == 163 and facts["kernel"] != (0, 0):
+        assert (facts["halo_buffers"], facts["weight_buffers"], facts["block_outputs"]) == (2, 2, 128)
+    if (shared, id) == (99, "k-9"):
+        assert (facts["halo_buffers"], facts["weight_buffers"]) == (1, 1)
+    if (shared, id) == (99, "k-11"):
+        assert facts["block_outputs"] == 64
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dilation_and_circular_padding_cost_no_shared_memory(
+    dtype: str, plans: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dilated convolutions fall into as many plain ones, also where the dilation exceeds the image."""
+    monkeypatch.delenv("RADCONV_EMULATION_RACES")
+    for dilation in (1, 2, 5, (3, 40)):
+        case = Case("dilated", (80, 165), channels=(3, 4), batch=1, k=5, options={"dilation": dilation})
+        both_agree(case, dtype)
+        both_agree(
+            replace(case, options={"dilation": dilation, "padding": (12, 80), "padding_mode": "circular"}), dtype
+        )
+    assert len({native.facts()["shared"] for native, _ in plans}) == 1
+    assert {native.facts()["kernel"] for native, _ in plans} == {(5, 1)}
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("k", "scale"), [(3, 1), (3, 5), (9, 1), (9, 5), (11, 3)])
+@pytest.mark.parametrize("weights", ["random", "projected"])
+@pytest.mark.parametrize("dtypes", ["float16-float16-0.03", "float16-float16-1e-5", "bfloat16-bfloat16-1"])
+def test_error_is_at_most_one_and_a_half_times_the_dense_one(
+    dtypes: str, weights: str, k: int, scale: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Output and gradient by x, incoming gradients far below 1 too. Worst ratios seen: bfloat16 0.77, float16 1.14."""
+    monkeypatch.delenv("RADCONV_EMULATION_RACES")
+    x, w, size = dtypes.split("-", 2)
+    errors = rounding_errors("cuda", getattr(torch, x), getattr(torch, w), weights, scale, k, float(size))
+    for name in ("y", "x"):
+        ours, dense = errors[name]
+        assert ours <= 1.5 * dense, (name, ours, dense)
+
+
+def test_tf32_error_beside_the_dense_one() -> None:
+    """The dense form with operands rounded to TF32 and sums in float64."""
+
+    def rounded(t: Tensor) -> Tensor:
+        bits = t.float().contiguous().view(torch.int32)
+        return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).double()
+
+    generator = torch.Generator().manual_seed(0)
+    for k, scale in ((3, 1), (9, 1), (9, 5)):
+        x = torch.randn(1, 32, 20, 20, generator=generator)
+        w = torch.randn(32, 32, k // 2 + 1, generator=generator)
+        sigma = radconv_ext.default_sigma(k) * scale
+        kernel = radconv_ext.gmr_kernel2d(w.double(), sigma.double())
+        exact = torch.nn.functional.conv2d(x.double(), kernel)
+        dense = (torch.nn.functional.conv2d(rounded(x), rounded(kernel)) - exact).norm()
+        ours = (radconv_ext.gmr_conv2d(x, w, sigma, engine="cuda").double() - exact).norm()
+        assert ours <= 1.5 * dense, (k, scale, ours / dense)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("k", [5, 6])
+def test_float16_rings_beyond_its_range(k: int, ndim: int) -> None:
+    """Rings leave float16 where the output, whose weights are small, does not; with k = 6 in the kernel of any size."""
+    size = (k + 2,) * ndim
+    given = (torch.full((1, 20, *size), 3e4), torch.full((2, 20, k // 2 + 1), 1e-4), radconv_ext.default_sigma(k))
+    found = []
+    for dtype, engine in ((torch.float16, "cuda"), (torch.float64, "reference")):
+        x, w, sigma = (t.half().to(dtype) for t in given)
+        convolution = getattr(radconv_ext, f"gmr_conv{ndim}d")
+        found.append(convolution(x, w, sigma, kernel_size=k, engine=engine))
+    assert found[1].max() < 65504
+    assert (found[0].double() - found[1]).abs().max() < TOLERANCE["float16"] * found[1].max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_inf_spread_over_the_support(value: float, dtype: str) -> None:
+    x, w, sigma = torch.randn(1, 20, 20, 20), torch.randn(6, 20, 3), radconv_ext.default_sigma(5)
+    x[0, 3, 9, 10] = value
+    y = radconv_ext.gmr_conv2d(*(t.to(DTYPES[dtype]) for t in (x, w, sigma)), padding=2, engine="cuda")
+    support = radconv_ext.gmr_kernel2d(torch.ones(1, 1, 3), sigma)[0, 0] != 0
+    expected = torch.zeros(20, 20, dtype=torch.bool)
+    expected[7:12, 8:13] = support
+    assert torch.equal(~y.isfinite(), expected.expand_as(y))
+
+
+@pytest.mark.parametrize("family", ["gaussian", "banded"])
+def test_sigma_is_clamped(family: str) -> None:
+    x, w, sigma = torch.randn(1, 2, 9, 9), torch.randn(2, 2, 3), torch.tensor([1e-3, 0.8, 7.0])
+    y = radconv_ext.gmr_conv2d(x, w, sigma, family=family, engine="cuda")
+    clamped = radconv_ext.gmr_conv2d(x, w, sigma.clamp(1e-2, 6), family=family, engine="cuda")
+    assert torch.equal(y, clamped)
+
+
+@pytest.mark.parametrize("id", ["width-17", "stride-3", "transpose-output-padding", "depthwise", "channels-last-3d"])
+def test_every_element_is_written(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs and workspaces start as NaN, or as its bits."""
+    real = torch.empty
+
+    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+        made = real(*args, **kwargs)
+        if made.device.type == "meta":
+            return made
+        return made.fill_(torch.nan) if made.dtype.is_floating_point else made.fill_(0x7FC00000)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    agree(BY_ID[id], "tf32")
+
+
+def test_gradient_that_is_not_contiguous() -> None:
+    case = Case("strided-gradient", (9, 10), channels=(5, 7))
+    results = []
+    for dtype, engine in ((torch.float32, "cuda"), (torch.float64, "reference")):
+        x, *rest = case.tensors(dtype).values()
+        y = case(dict(zip(("x", "w", "p", "bias"), (x.requires_grad_(), *rest), strict=True)), engine)
+        grad = torch.randn(7, 2, 6, 5, generator=torch.Generator().manual_seed(3)).to(dtype).permute(1, 0, 3, 2)
+        results.append([*torch.autograd.grad(y, [x], grad, retain_graph=True), *torch.autograd.grad(y.sum(), [x])])
+    for found, expected in zip(*results, strict=True):
+        assert (found.double() - expected).abs().max() < TOLERANCE["tf32"] * expected.abs().max()
+
+
+@pytest.mark.parametrize("wanted", [("x",), ("w",), ("p",), ("bias",), ("x", "bias"), ("w", "bias")])
+def test_gradients_asked_for_alone(wanted: tuple[str, ...]) -> None:
+    case = Case("one-gradient", (9, 10))
+    expected = outputs_of(case, case.tensors(torch.float64), "reference")
+    tensors = case.tensors(torch.float32)
+    leaves = [tensors[name].requires_grad_() for name in wanted]
+    y = case(tensors, "cuda")
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    found = {f"grad_{name}": g for name, g in zip(wanted, torch.autograd.grad(y, leaves, grad), strict=True)}
+    errors = largest_errors(found, {name: expected[name] for name in found})
+    assert max(errors.values()) < TOLERANCE["tf32"], errors
+
+
+def test_batch_of_none() -> None:
+    tensors = [torch.randn(0, 4, 9, 9), torch.randn(3, 4, 3), radconv_ext.default_sigma(5)]
+    leaves = [t.requires_grad_() for t in tensors]
+    y = radconv_ext.gmr_conv2d(*leaves, engine="cuda")
+    gradients = torch.autograd.grad(y.sum(), leaves)
+    assert y.shape == (0, 3, 5, 5)
+    assert [tuple(g.shape) for g in gradients] == [tuple(t.shape) for t in tensors]
+    assert not any(g.any() for g in gradients)
+
+
+def test_threads_at_once() -> None:
+    cases = [Case(f"thread-{i}", (20 + i, 30), channels=(8, 8 + i)) for i in range(4)]
+    assert failures_of_threads(cases, lambda case: outputs_of(case, case.tensors(torch.float32), "cuda")) == []
+
+
+# --- when it serves ---------------------------------------------------------------------------------------------------
+
+
+def refused(match: str, *tensors: Tensor, **options: Any) -> None:
+    with pytest.raises(ValueError, match=match):
+        radconv_ext.gmr_conv2d(*tensors, engine="cuda", **options)
+
+
+def test_reasons_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    x, w, sigma = torch.randn(1, 2, 9, 9), torch.randn(3, 2, 3), radconv_ext.default_sigma(5)
+    refused("serves float32, float16 and bfloat16, this is float64", x.double(), w.double(), sigma.double())
+    refused("channel-wise sigma", x, w, torch.rand(3, 2, 3))
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        refused("multiplies float32 in TF32, which torch.* doesn't allow", x, w, sigma, padding=1)
+    refused(
+        r"a profile of 60 rings by \d+ shells is larger than one block holds",
+        torch.randn(1, 2, 119, 119), torch.randn(3, 2, 60), torch.rand(60),
+    )  # fmt: skip
+    refused(
+        r"the pixels that one output meets take \d+ bytes of shared memory, a block of this card has 166912",
+        torch.randn(1, 2, 150, 150), torch.randn(3, 2, 25), torch.rand(25), stride=2,
+    )  # fmt: skip
+    monkeypatch.setenv("RADCONV_EMULATE_CUDA", str(tmp_path))
+    refused("RADCONV_EMULATE_CUDA names .*, where there are no emulated kernels", x, w, sigma, padding=2)
+    monkeypatch.delenv("RADCONV_EMULATE_CUDA")
+    refused("needs tensors on an NVIDIA GPU, these are on cpu", x, w, sigma, padding=3)
+
+
+def test_automatic_choice_never_emulates() -> None:
+    x, w, sigma = torch.randn(1, 2, 9, 9), torch.randn(3, 2, 3), radconv_ext.default_sigma(5)
+    spec, _ = problem_module.make_spec("auto", 2, "gaussian", 3, None, None, 1, 0, 1, 1, "zeros", True, False, 0)
+    assert problem_module.build_problem(spec, x, w, sigma, None).engine.name == "cpu"
+
+
+def test_native_cuda_comes_first_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ladder of choose(), with kernels and cards that aren't here."""
+    monkeypatch.delenv("RADCONV_EMULATE_CUDA")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(ENGINES["triton"], "why_missing", lambda: None)
+    monkeypatch.setattr("radconv_ext.engines.triton.host_reason", lambda: None)
+    emulated, _ = engine_module._emulated("1")
+    chosen = {}
+    for reason in (None, "CUDA part: built, but the driver is too old"):
+        monkeypatch.setattr(engine_module, "_kernels", lambda r=reason: (None, r) if r else (emulated, None))
+        for precision in ("tf32", "ieee"):
+            for groups in (1, 4):
+                made = problem_of(precision, groups, "auto")
+                chosen[reason is None, precision, groups] = radconv_ext.engines.choose(made).name
+    assert {key for key, name in chosen.items() if name == "cuda"} == {(True, "tf32", 1)}
+    assert set(chosen.values()) == {"cuda", "triton"}
+    with pytest.raises(ValueError, match=r"'cuda' can't serve this call: CUDA part: built, but the driver is too old"):
+        radconv_ext.engines.choose(problem_of("tf32", 1, "cuda"))
+
+
+def problem_of(precision: str, groups: int, engine: str) -> problem_module.RadialConvProblem:
+    spec, _ = problem_module.make_spec(engine, 2, "gaussian", 3, None, None, 1, 0, 1, groups, "zeros", True, False, 0)
+    x, w = torch.empty(1, 4, 9, 9), torch.empty(4, 4 // groups, 3)
+    made = problem_module.build_problem(spec, x, w, torch.empty(3), None)
+    return replace(made, device=torch.device("cuda", 0), precision=precision)
+
+
+def test_refused_launch_names_the_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Native:
+        workspace = 4
+        tables = bytes(4)
+
+        def prepare(self) -> None:
+            raise RuntimeError("loading the convolution kernel failed: no kernel image is available")
+
+    case = BY_ID["batch-1"]
+    monkeypatch.setattr(engine_module._emulated("1")[0], "CudaPlan", lambda **_: Native())
+    with pytest.raises(RuntimeError, match=r"engine 'cuda': loading .* failed: no kernel image .* \(2d k=5 n=3"):
+        case(case.tensors(torch.float16), "cuda")
+
+
+def test_emulation_that_was_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(engine_module.importlib, "import_module", missing)
+    module, reason = engine_module._emulated.__wrapped__("1")
+    assert module is None
+    assert reason == "RADCONV_EMULATE_CUDA=1 is set, but the emulated kernels aren't built: run `make emulation`"
+
+
+# --- the emulation itself ---------------------------------------------------------------------------------------------
+
+
+def test_emulation_keeps_what_it_promises() -> None:
+    """Fragments, copies, barriers, races, reports: its own tests."""
+    done = subprocess.run([BUILD / "selftest"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert len(done.stdout.splitlines()) >= 40
+    assert all(line.startswith("ok ") for line in done.stdout.splitlines()), done.stdout
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A change to one source, and how it shows."""
+
+    id: str
+    file: str
+    before: str
+    after: str
+    shows: str  # in the error, or "wrong numbers"
+
+
+BUGS = [
+    Bug("none", "conv.cu", "// Rings of every other step", "// Rings of every other step", "right"),
+    Bug(
+        "halo-barrier",
+        "conv.cu",
+        "barrier_sync(kHalo + group, kGroupThreads);\n      if (more && p.halo_buffers == 2)",
+        "if (more && p.halo_buffers == 2)",
+        "under way",
+    ),
+    Bug("halo-wait", "conv.cu", "wait_copies<0>();\n      // the halo", "// the halo", "under way"),
+    Bug("weight-wait", "conv.cu", "wait_copies<0>();\n    // the weights", "// the weights", "under way"),
+    Bug(
+        "only-buffer-barrier",
+        "conv.cu",
+        "barrier_sync(kWeights, kGroupThreads);  // before the only buffer",
+        "// before the only buffer",
+        "race",
+    ),
+    Bug("full-barrier", "conv.cu", "barrier_sync(kFull + group, kPairThreads);", "", "arrived twice"),
+    Bug("free-barrier", "conv.cu", "if (last && task >= 2) barrier_sync(kFree + group, kPairThreads);", "", "race"),
+    Bug("last-barrier", "conv.cu", "barrier_sync(kWeights, kGroupThreads);\n  product.store", "product.store", "race"),
+    Bug("staging-sync", "product.cuh", "__syncwarp();", "", "race"),
+    Bug("halo-column", "rings.cuh", "kReach + column) * kPixelBytes", "kReach + 1 + column) * kPixelBytes", "wrong"),
+    Bug("halo-edge", "halo.cuh", "input >= 0 && input < size", "input >= 0 && input <= size", "wrong"),
+    Bug("swapped-weights", "product.cuh", "a[m], b[2], b[3]);", "a[m], b[3], b[2]);", "wrong"),
+    Bug("swapped-rings", "product.cuh", "(row, function, lane / 16)", "(row, function, 1 - lane / 16)", "wrong"),
+]
+
+VARIANT_SCRIPT = """
+import sys
+from functools import partial
+import torch
+from test_cuda import TOLERANCE, Case, engine_module, problem_module
+from test_engines import largest_errors
+case = Case("bug", (9, 20), (72, 130), batch=1, k=9, layout="channels_last", options={"padding": 4})
+c, reason = engine_module._kernels()
+assert c is not None, reason
+real = c.CudaPlan
+expected = case(case.tensors(torch.float64), "reference")
+for shared in (163, 99):
+    c.CudaPlan = partial(real, shared=shared * 1024)
+    problem_module._problems.clear()  # planned anew
+    y = case(case.tensors(torch.bfloat16), "cuda")
+    error = largest_errors({"y": y}, {"y": expected})["y"]
+    if not error < TOLERANCE["bfloat16"]:
+        sys.exit("wrong numbers")
+print("right")
+"""
+
+
+def run_script(script: str, **variables: str) -> str:
+    """What a process of its own says: its output, or the last line of its error."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **variables},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    return done.stdout.strip() if done.returncode == 0 else done.stderr.strip()
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A module for each bug."""
+    folder = tmp_path_factory.mktemp("variants")
+    sources = []
+    for bug in BUGS:
+        copy = folder / "sources" / bug.id
+        shutil.copytree(ROOT / "csrc", copy)
+        path = copy / "cuda" / bug.file
+        text = path.read_text()
+        assert text.count(bug.before) == 1, bug
+        path.write_text(text.replace(bug.before, bug.after))
+        sources.append(copy)
+    build(folder, folder / "build", ("variants",), ("9x1",), sources)
+    return folder
+
+
+def test_planted_bugs_are_caught(variants: Path) -> None:
+    def caught(bug: Bug) -> str:
+        said = run_script(VARIANT_SCRIPT, RADCONV_EMULATE_CUDA=str(variants / bug.id), OMP_NUM_THREADS="1")
+        return said.splitlines()[-1]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip([bug.id for bug in BUGS], pool.map(caught, BUGS), strict=True))
+    assert {bug.id: found[bug.id] for bug in BUGS if bug.shows not in found[bug.id]} == {}
+
+
+SANITIZED_SCRIPT = """
+import torch
+from test_cuda import BY_ID, DTYPES, agree
+for id in ("width-7", "channels-17-23", "stride-3", "sliced", "channels-last-stride", "circular-1", "k-6", "k-3-3d"):
+    for dtype in DTYPES:
+        case = BY_ID.get(id) or BY_ID["volume-tiles"]
+        agree(case, dtype)
+print("right")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="preloads AddressSanitizer")
+def test_kernels_stay_within_their_tensors(tmp_path: Path) -> None:
+    """With AddressSanitizer under torch's allocations too; and it sees a halo that is one pixel too wide."""
+    copy = tmp_path / "sources" / "wide"
+    shutil.copytree(ROOT / "csrc", copy)
+    path = copy / "cuda" / "halo.cuh"
+    path.write_text(path.read_text().replace("input >= 0 && input < size", "input >= 0 && input <= size"))
+    build(
+        tmp_path, tmp_path / "build", ("emulated", "variants", "selftest"), ("5x1", "3x3", "0x0"), [copy], sanitize=True
+    )
+    library = subprocess.run(
+        [os.environ.get("CXX", "c++"), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    )
+    settings = {"LD_PRELOAD": library.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0"}
+    said = run_script(SANITIZED_SCRIPT, RADCONV_EMULATE_CUDA=str(tmp_path), **settings)
+    assert said == "right"
+    said = run_script(SANITIZED_SCRIPT, RADCONV_EMULATE_CUDA=str(tmp_path / "wide"), **settings)
+    assert "AddressSanitizer: heap-buffer-overflow" in said
+    done = subprocess.run([tmp_path / "build" / "selftest"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
