@@ -445,7 +445,7 @@ BUGS = [
     Bug("halo-column", "rings.cuh", "kReach + column) * kPixelBytes", "kReach + 1 + column) * kPixelBytes", "wrong"),
     Bug("halo-edge", "halo.cuh", "input >= 0 && input < size", "input >= 0 && input <= size", "wrong"),
     Bug("swapped-weights", "product.cuh", "a[m], b[2], b[3]);", "a[m], b[3], b[2]);", "wrong"),
-    Bug("swapped-rings", "product.cuh", "(row, function, lane / 16)", "(row, function, 1 - lane / 16)", "wrong"),
+    Bug("swapped-rings", "product.cuh", "(row, 0, lane / 16)", "(row, 0, 1 - lane / 16)", "wrong"),
 ]
 
 VARIANT_SCRIPT = """

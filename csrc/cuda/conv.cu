@@ -27,7 +27,7 @@ enum : int { kWeights = 1, kHalo = 2, kFull = 4, kFree = 6 };
 constexpr int kPairThreads = 2 * kGroupThreads;  // the multiplying warps and one group
 constexpr float kShrink = 1.0f / 1024;           // of float16 rings in a second attempt
 
-// In 3D the ring stage takes more registers, and the product is a small share of the time.
+// In 3D, and for any size, the ring stage takes most of the time, and its addresses registers.
 template <class T, int K, int KD>
 using ProductOf = Product<T, Rings<T, K, KD>::kFunctions,
                           KD <= 1  ? 4
@@ -36,14 +36,14 @@ using ProductOf = Product<T, Rings<T, K, KD>::kFunctions,
 
 // Rings of every other step, into shared memory.
 template <class T, int K, int KD>
-__device__ __forceinline__ void gather(const ConvParams& p, unsigned char* memory, float scale, int group, int thread) {
+__device__ __forceinline__ void gather(const ConvParams& p, unsigned char* memory, int group, int thread) {
   using R = Rings<T, K, KD>;
   constexpr int kChunk = kWords * T::kChannels;
   const unsigned char* const table = memory + p.gather_at;
   unsigned char* const halos = memory + group * p.halo_buffers * p.halo_bytes;
   unsigned char* const rings = memory + p.ring_at + group * ring_bytes(R::kFunctions);
   const auto load = [&](int task, int step, int buffer) {
-    const int first = task / p.passes * kChunk;
+    const int first = (K > 0 ? task : task / p.passes) * kChunk;  // one pass is enough for sizes that are known
     const int64_t base = load_place(p, memory).base;
     R::load(p, step, base + first * p.x_strides[1], p.channels - first, table, halos + buffer * p.halo_bytes, thread);
     commit_copies();
@@ -62,7 +62,8 @@ __device__ __forceinline__ void gather(const ConvParams& p, unsigned char* memor
       if (last && task >= 2) barrier_sync(kFree + group, kPairThreads);
       static_for<R::kSteps>([&](auto dz) {
         if (dz == step)
-          R::template step<dz>(p, sums, task % p.passes, scale, halos + buffer * p.halo_bytes, memory, rings, thread);
+          R::template step<dz>(p, sums, K > 0 ? 0 : task % p.passes, halos + buffer * p.halo_bytes, memory, rings,
+                               thread);
       });
       if (p.halo_buffers == 2) {
         buffer ^= 1;
@@ -82,15 +83,14 @@ __device__ __forceinline__ void multiply(const ConvParams& p, unsigned char* mem
   constexpr int kFunctions = Rings<T, K, KD>::kFunctions;
   const int functions = K > 0 ? kFunctions : p.per_pass;
   const int bytes = p.weight_bytes;  // of one step
-  const Share share(p, load_place(p, memory).out_block, thread);
   unsigned char* const buffers = memory + p.weight_at;
   const auto load = [&](int task, int buffer) {
     const Place at = load_place(p, memory);
     const int64_t step = (int64_t{at.group} * p.out_blocks + at.out_block) * p.steps + task;
     const unsigned char* const from = p.workspace + p.weights + step * bytes;
-#pragma unroll 1
+#pragma unroll 2
     for (int i = thread * 16; i < bytes; i += kGroupThreads * 16)
-      copy_async<16>(buffers + buffer * bytes + i, from + i, 16);
+      copy_async_whole(buffers + buffer * bytes + i, from + i);
     commit_copies();
   };
   load(0, 0);
@@ -101,16 +101,39 @@ __device__ __forceinline__ void multiply(const ConvParams& p, unsigned char* mem
     barrier_sync(kWeights, kGroupThreads);
     if (task + 1 < p.steps && p.weight_buffers == 2) load(task + 1, group ^ 1);
     barrier_sync(kFull + group, kPairThreads);
-    const unsigned char* const rings = memory + p.ring_at + group * ring_bytes(kFunctions);
-    if (share.outputs > 0)
-#pragma unroll 1
-      for (int i = 0; i < functions; ++i) product.add(share, rings, buffers + buffer * bytes, i, p.block_outputs);
+    const Share share(p, load_place(p, memory).out_block, thread);  // made anew: registers are short
+    product.add(share, memory + p.ring_at + group * ring_bytes(kFunctions), buffers + buffer * bytes, functions,
+                p.block_outputs);
     if (task + 2 < p.steps) barrier_arrive(kFree + group, kPairThreads);
     if (task + 1 < p.steps && p.weight_buffers == 1) {
       barrier_sync(kWeights, kGroupThreads);  // before the only buffer is overwritten
       load(task + 1, 0);
     }
   }
+}
+
+// Whether some thread of the block found sums that are not finite in the first attempt; rings are smaller from then on,
+// which the gathering threads (GATHERS) see to.
+template <int K, bool GATHERS>
+__device__ __forceinline__ bool try_again(const ConvParams& p, unsigned char* memory, bool finite) {
+  const bool again = __syncthreads_or(!finite) && load_place(p, memory).scale == 1.0f;
+  __syncthreads();  // all have read the scale
+  if (!again) return false;
+  if constexpr (GATHERS) {
+    const int first = static_cast<int>(threadIdx.x) - kGroupThreads;
+    if (first == 0) {
+      Place at = load_place(p, memory);
+      at.scale = kShrink;
+      store_shared<Place>(memory + p.place_at, at);
+    }
+    if constexpr (K > 0)
+      for (int i = first; i < p.shells * p.basis_pitch; i += kThreads - kGroupThreads) {
+        unsigned char* const value = memory + p.basis_at + 4 * i;
+        store_shared<float>(value, load_shared<float>(value) * kShrink);
+      }
+  }
+  __syncthreads();
+  return true;
 }
 
 template <class T, int K, int KD>
@@ -136,31 +159,20 @@ __global__ void __launch_bounds__(kThreads, 1) conv(const __grid_constant__ Conv
   // float16 ends at 65504, which rings may leave where outputs, with small weights, don't: once more, then, with
   // smaller ones.  Small values keep all their digits in the first attempt.
   constexpr bool kMayOverflow = std::is_same_v<T, Float16>;
-  float scale = 1.0f;
   if (role > 0) {
-    while (true) {
-      gather<T, K, KD>(p, memory, scale, role - 1, thread);
-      if (!kMayOverflow || !__syncthreads_or(0)) return;
-      scale = kShrink;
-      __syncthreads();
-    }
+    do {
+      gather<T, K, KD>(p, memory, role - 1, thread);
+    } while (kMayOverflow && try_again<K, true>(p, memory, true));
+    return;
   }
   ProductOf<T, K, KD> product;
-  while (true) {
+  do {
     product.clear();
     multiply<T, K, KD>(p, memory, product, thread);
-    if (!kMayOverflow || !__syncthreads_or(scale == 1.0f && !product.is_finite())) break;
-    if constexpr (K > 0)
-      for (int i = thread; i < p.shells * R::kPitch; i += kGroupThreads) {
-        unsigned char* const value = memory + p.basis_at + 4 * i;
-        store_shared<float>(value, load_shared<float>(value) * kShrink);
-      }
-    scale = 1 / kShrink;
-    __syncthreads();
-  }
+  } while (kMayOverflow && try_again<K, false>(p, memory, product.is_finite()));
   // everything in shared memory has been read: by the rings before their last step, by the product before this barrier
   barrier_sync(kWeights, kGroupThreads);
-  product.store(p, scale, memory, thread);
+  product.store(p, memory, thread);
 }
 
 using Kernel = void (*)(ConvParams);

@@ -17,10 +17,11 @@ constexpr int kThreads = 3 * kGroupThreads;
 constexpr int kTileHeight = 8, kTileWidth = 16;  // of kernels whose size is known at compile time
 constexpr int kWords = 8;                        // of one pixel in a chunk of channels: 16 halves or 8 floats
 constexpr int kPixelBytes = 4 * kWords;
-constexpr int kMostOutputs = 128;    // of a block
-constexpr int kTableFunctions = 4;   // that kernels of any size make at a time
-constexpr int kOutside = INT32_MIN;  // offset of a pixel that is zero
+constexpr int kMostOutputs = 128;          // of a block
+constexpr int kTableFunctions = 4;         // that kernels of any size make at a time
+constexpr unsigned kOutside = UINT32_MAX;  // place of a pixel that is zero
 constexpr int kStagePitch = 68;  // floats of one pixel's outputs on their way out: 64, and some against bank conflicts
+constexpr int kPlaceBytes = 64;
 constexpr int kStageBytes = 64 * 4 * kStagePitch;  // of one warp
 
 // Places that a pixel takes for this many functions: never a multiple of four, which would share banks.
@@ -47,6 +48,7 @@ struct ConvParams {
   int in_size[3], out_size[3], classes[3], step[3], stride[3];
   int tile[3], tiles[3], halo[3];
   bool wrap;
+  int item;  // bytes of an element
 
   int channels, outputs, groups;  // the first two of one group
   int passes, per_pass;           // functions of the basis: `passes` times up to `per_pass`

@@ -11,13 +11,18 @@
 
 namespace radconv::cuda {
 
+struct alignas(16) Float4 {
+  float v[4];
+};
+
 // What a block works on; kept in shared memory, where it takes no registers.
 struct Place {
   int image, group, out_block;
   int residue[3];  // class of its outputs
   int first[3];    // its first output, counted within the class
   int origin[3];   // input coordinate of the halo's first pixel, which may lie outside of x
-  int64_t base;    // its offset in x
+  int64_t base;    // offset in x that the gather table counts from
+  float scale;     // of float16 rings: smaller in a second attempt
 };
 
 __device__ __forceinline__ int take(unsigned& index, int count) {
@@ -36,20 +41,24 @@ __device__ __forceinline__ Place place_of(const ConvParams& p, unsigned block) {
   for (int axis = 0; axis < 3; ++axis)
     at.origin[axis] = p.tables[p.origins[axis] + at.residue[axis]] + p.step[axis] * p.stride[axis] * at.first[axis];
   at.base = at.image * p.x_strides[0] + int64_t{at.group} * p.channels * p.x_strides[1];
-  for (int axis = 0; axis < 3; ++axis) at.base += at.origin[axis] * p.x_strides[2 + axis];
+  if (!p.wrap)
+    for (int axis = 0; axis < 3; ++axis) at.base += at.origin[axis] * p.x_strides[2 + axis];
+  at.scale = 1.0f;
   return at;
 }
+
+static_assert(sizeof(Place) <= kPlaceBytes);
 
 __device__ __forceinline__ Place load_place(const ConvParams& p, const unsigned char* memory) {
   return load_shared<Place>(memory + p.place_at);
 }
 
-// Offsets from there of all pixels of the halo, kOutside for zeros.
+// Bytes from there to each pixel of the halo, kOutside for zeros.
 __device__ __forceinline__ void make_gather_table(const ConvParams& p, const Place& at, unsigned char* table) {
   const int pixels = p.halo[0] * p.halo[1] * p.halo[2];
   for (int pixel = threadIdx.x; pixel < pixels; pixel += kThreads) {
     unsigned rest = pixel;
-    int offset = 0;
+    int64_t offset = 0;
     bool inside = true;
     for (int axis = 2; axis >= 0; --axis) {
       const int size = p.in_size[axis];
@@ -59,9 +68,9 @@ __device__ __forceinline__ void make_gather_table(const ConvParams& p, const Pla
         input += input < 0 ? size : 0;
       }
       inside = inside && input >= 0 && input < size;
-      offset += static_cast<int>((input - at.origin[axis]) * p.x_strides[2 + axis]);
+      offset += (input - (p.wrap ? 0 : at.origin[axis])) * p.x_strides[2 + axis];
     }
-    store_shared<int>(table + 4 * pixel, inside ? offset : kOutside);
+    store_shared<unsigned>(table + 4 * pixel, inside ? static_cast<unsigned>(offset * p.item) : kOutside);
   }
 }
 
@@ -72,17 +81,32 @@ __device__ __forceinline__ void load_halo(const ConvParams& p, int64_t base, int
                                           unsigned char* to, int pixels, int thread) {
   using Scalar = typename T::Scalar;
   constexpr int kItem = sizeof(Scalar);
-  const Scalar* const x = static_cast<const Scalar*>(p.x);
+  const unsigned char* const x = static_cast<const unsigned char*>(p.x) + base * kItem;
   if (p.loader == Loader::kVector) {
-    constexpr int kMany = 16 / kItem;
-    const int first = thread % 2 * kMany, there = max(0, min(left - first, kMany)) * kItem;
-    const Scalar* const from = x + base + first;
+    const int first = thread % 2 * 16, there = max(0, min(left * kItem - first, 16));
+    const unsigned char* const from = x + first;
     table += thread / 2 * 4;
+    to += thread * 16;
+    if (left >= kWords * T::kChannels) {
 #pragma unroll 2
-    for (int at = thread * 16; at < pixels * kPixelBytes; at += kGroupThreads * 16) {
-      const int offset = load_shared<int>(table);
+      for (int pixel = thread / 2; pixel < pixels; pixel += kGroupThreads / 2) {
+        const unsigned offset = load_shared<unsigned>(table);
+        if (offset != kOutside)
+          copy_async_whole(to, from + offset);
+        else
+          store_shared<Float4>(to, Float4{});
+        table += kGroupThreads / 2 * 4;
+        to += kGroupThreads * 16;
+      }
+      return;
+    }
+#pragma unroll 1
+    for (int pixel = thread / 2; pixel < pixels; pixel += kGroupThreads / 2) {
+      const unsigned offset = load_shared<unsigned>(table);
+      const int bytes = offset == kOutside ? 0 : there;
+      copy_async<16>(to, bytes ? from + offset : x, bytes);
       table += kGroupThreads / 2 * 4;
-      copy_async<16>(to + at, from + (offset == kOutside ? 0 : offset), offset == kOutside ? 0 : there);
+      to += kGroupThreads * 16;
     }
     return;
   }
@@ -90,17 +114,19 @@ __device__ __forceinline__ void load_halo(const ConvParams& p, int64_t base, int
   const bool along_pixels = p.x_strides[1] != 1;
   const int word = along_pixels ? thread / 8 % kWords : thread % kWords;
   const int there = max(0, min(left - word * T::kChannels, T::kChannels)) * kItem;
-  const Scalar* const from = x + base + word * T::kChannels * p.x_strides[1];
+  const unsigned char* const from = x + word * T::kChannels * p.x_strides[1] * kItem;
 #pragma unroll 2
   for (int first = 0; first < pixels; first += kGroupThreads / kWords) {
     const int pixel = first + (along_pixels ? thread / 64 * 8 + thread % 8 : thread / kWords);
     if (pixel >= pixels) break;
-    const int offset = load_shared<int>(table + 4 * pixel), bytes = offset == kOutside ? 0 : there;
+    const unsigned offset = load_shared<unsigned>(table + 4 * pixel);
+    const int bytes = offset == kOutside ? 0 : there;
     unsigned char* const target = to + pixel * kPixelBytes + 4 * word;
     if (p.loader == Loader::kWord) {
-      copy_async<4>(target, from + (bytes ? offset : 0), bytes);
+      copy_async<4>(target, bytes ? from + offset : x, bytes);
     } else if constexpr (kItem == 2) {
-      const uint32_t low = bytes > 0 ? from[offset] : 0, high = bytes > 2 ? from[offset + p.x_strides[1]] : 0;
+      const Scalar* const channel = reinterpret_cast<const Scalar*>(from + offset);
+      const uint32_t low = bytes > 0 ? channel[0] : 0, high = bytes > 2 ? channel[p.x_strides[1]] : 0;
       store_shared<uint32_t>(target, low | high << 16);
     }
   }

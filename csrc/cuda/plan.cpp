@@ -152,7 +152,7 @@ int lay_out(ConvParams& p, const Layout& layout, const KernelSize& size) {
   p.gather_at = place(4 * pixels);
   p.pixel_at = place(size.k > 0 ? 0 : 4 * kPixels);
   end = std::max(end, int64_t{4} * kStageBytes);  // outputs pass through the memory before this
-  p.place_at = place(64);
+  p.place_at = place(kPlaceBytes);
   return static_cast<int>(std::min(end, kMostInt));
 }
 
@@ -252,14 +252,14 @@ void tabulate_taps(Plan& plan, Tables& tables, const RingModel& model, const Con
   p.taps = tables.add(taps);
 }
 
-// Offsets within a tile are 32-bit; the tile's place in the tensor is not.
+// Offsets within a tile, or with circular padding within an image, are 32-bit; the place of that in the tensor is not.
 void check_offsets(const ConvParams& p) {
   int64_t span = 0;
   for (int axis = 0; axis < 3; ++axis) {
-    const int64_t reach = int64_t{p.step[axis]} * p.halo[axis] + (p.wrap ? p.in_size[axis] : 0);
-    span += reach * std::abs(p.x_strides[2 + axis]);
+    const int64_t pixels = p.wrap ? p.in_size[axis] : int64_t{p.step[axis]} * p.halo[axis];
+    span += pixels * std::abs(p.x_strides[2 + axis]) * p.item;
   }
-  as_int(span, "the largest offset within a tile");
+  as_int(span, "the number of bytes that one block's pixels span");
 }
 
 }  // namespace
@@ -306,6 +306,7 @@ Plan make_plan(const ConvShape& shape, const RingModel& model, bool transpose, c
     as_int(2 * (a.in + a.out * a.stride + a.dilation * a.kernel + std::abs(a.low)), "twice the padded size");
   }
   p.wrap = shape.wrap;
+  p.item = item_bytes(shape.dtype);
   p.channels = as_int(shape.in_per_group, "the number of input channels");
   p.outputs = as_int(shape.out_per_group, "the number of output channels");
   p.groups = as_int(shape.groups, "the number of groups");

@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kPrepThreads) prepare(const __grid_constant__ 
   double largest = 0;
   for (int i = 0; i < p.rings * p.rows; ++i) largest = fmax(largest, fabs(mix.get(i / p.rows, i % p.rows)));
   int exponent = 0;
-  if (largest > 0 && largest < INFINITY) frexp(largest, &exponent);
+  if (largest > 0 && largest < INFINITY) exponent = ilogb(largest) + 1;
 
   if (blockIdx.x == 0)
     for (int i = threadIdx.x; i < p.shells * p.basis_pitch; i += kPrepThreads) {

@@ -49,33 +49,48 @@ struct Product {
         for (int j = 0; j < 4; ++j) sums[m][n][j] = 0.0f;
   }
 
-  // Adds one function: weights (function, block_outputs, kPixelBytes).
+  // Adds some functions: weights (functions, block_outputs, kPixelBytes).
   __device__ __forceinline__ void add(const Share& share, const unsigned char* rings, const unsigned char* weights,
-                                      int function, int block_outputs) {
+                                      int functions, int block_outputs) {
+    if (share.outputs == 64 && share.wide)
+      add<true>(share, rings, weights, functions, block_outputs);
+    else if (share.outputs > 0)
+      add<false>(share, rings, weights, functions, block_outputs);
+  }
+
+  // WHOLE: 64 pixels by 64 outputs, nothing to ask.
+  template <bool WHOLE>
+  __device__ __forceinline__ void add(const Share& share, const unsigned char* rings, const unsigned char* weights,
+                                      int functions, int block_outputs) {
     const int lane = share.lane, row = share.first_pixel + lane % 16;
     const int output = share.first_output + lane / 16 * 8 + lane % 8, half = lane / 8 % 2 ^ output / 4 % 2;
-    const unsigned char* from = weights + (function * block_outputs + output) * kPixelBytes + half * 16;
+    const unsigned char* const even = rings + ring_offset<M>(row, 0, lane / 16);
+    const unsigned char* const odd = rings + ring_offset<M>(row, 1, lane / 16) - kPixelBytes;  // the same in most sizes
+    weights += output * kPixelBytes + half * 16;
+#pragma unroll(WHOLE&& kRows == 4 ? 2 : 1)
+    for (int function = 0; function < functions; ++function) {
+      const unsigned char* const at = (function % 2 == 0 ? even : odd) + function * kPixelBytes;
 #pragma unroll
-    for (int first = 0; first < 4; first += kRows) {
-      if (!share.has(first)) continue;
-      uint32_t a[kRows][4];
+      for (int first = 0; first < 4; first += kRows) {
+        if (!WHOLE && !share.has(first)) continue;
+        uint32_t a[kRows][4];
 #pragma unroll
-      for (int m = 0; m < kRows; ++m)
-        if (share.has(first + m))
-          load_matrices(
-              a[m], rings + (first + m) * 16 * ring_pitch(M) * kPixelBytes + ring_offset<M>(row, function, lane / 16));
+        for (int m = 0; m < kRows; ++m)
+          if (WHOLE || share.has(first + m)) load_matrices(a[m], at + (first + m) * 16 * ring_pitch(M) * kPixelBytes);
 #pragma unroll
-      for (int n = 0; n < 4; ++n)
-        if (n * 16 < share.outputs) {
-          uint32_t b[4];
-          load_matrices(b, from + n * 16 * kPixelBytes);
+        for (int n = 0; n < 4; ++n)
+          if (WHOLE || n * 16 < share.outputs) {
+            uint32_t b[4];
+            load_matrices(b, weights + n * 16 * kPixelBytes);
 #pragma unroll
-          for (int m = 0; m < kRows; ++m)
-            if (share.has(first + m)) {
-              T::multiply(sums[first + m][2 * n], a[m], b[0], b[1]);
-              T::multiply(sums[first + m][2 * n + 1], a[m], b[2], b[3]);
-            }
-        }
+            for (int m = 0; m < kRows; ++m)
+              if (WHOLE || share.has(first + m)) {
+                T::multiply(sums[first + m][2 * n], a[m], b[0], b[1]);
+                T::multiply(sums[first + m][2 * n + 1], a[m], b[2], b[3]);
+              }
+          }
+      }
+      weights += block_outputs * kPixelBytes;
     }
   }
 
@@ -90,9 +105,9 @@ struct Product {
     return finite;
   }
 
-  // Sums times scale, plus bias, to y.  They go through shared memory, so that neighbours in global memory are written
-  // together whatever the layout.
-  __device__ __forceinline__ void store(const ConvParams& p, float scale, unsigned char* memory, int thread) {
+  // Sums, back from the rings' scale, plus bias, to y.  They go through shared memory, so that neighbours in global
+  // memory are written together whatever the layout.
+  __device__ __forceinline__ void store(const ConvParams& p, unsigned char* memory, int thread) {
     using Scalar = typename T::Scalar;
     const Place at = load_place(p, memory);
     const Share share(p, at.out_block, thread);  // made anew: nothing stays in registers during the product
@@ -126,7 +141,7 @@ struct Product {
         offset += place * p.y_strides[2 + axis];
       }
       if (!inside || rest > 0) continue;  // a tile may have fewer than kPixels pixels
-      float value = load_shared<float>(staging + 4 * (pixel * kStagePitch + channel)) * scale;
+      float value = load_shared<float>(staging + 4 * (pixel * kStagePitch + channel)) / at.scale;
       if (p.bias != nullptr) value += as_float(p.bias, output + channel, p.bias_type);
       y[offset] = T::from_float(value);
     }

@@ -16,10 +16,6 @@
 
 namespace radconv::cuda {
 
-struct alignas(16) Float4 {
-  float v[4];
-};
-
 // Functions of pixel p lie in 32-byte places p * ring_pitch(M) + i, whose 16-byte halves are permuted: so neither the
 // stores of a warp (4 pixels, both halves) nor the rows of a matrix (8 pixels, one half) share banks.  The permutation
 // repeats every 8 pixels, and takes few bits of the half's number, so that most of an address is known at compile time.
@@ -82,7 +78,7 @@ struct Rings {
 
   // Adds step DZ to the sums; the last step stores them, row by row.
   template <int DZ>
-  static __device__ __forceinline__ void step(const ConvParams& p, Sums& sums, int, float, const unsigned char* halo,
+  static __device__ __forceinline__ void step(const ConvParams& p, Sums& sums, int, const unsigned char* halo,
                                               const unsigned char* memory, unsigned char* rings, int thread) {
     using Here = Plane<K, KD, DZ>;
     const int word = thread % kWords, column = thread / kWords;
@@ -148,9 +144,8 @@ struct Rings<T, 0, 0> {
   }
 
   template <int DZ>
-  static __device__ __forceinline__ void step(const ConvParams& p, Sums&, int pass, float scale,
-                                              const unsigned char* halo, const unsigned char* memory,
-                                              unsigned char* rings, int thread) {
+  static __device__ __forceinline__ void step(const ConvParams& p, Sums&, int pass, const unsigned char* halo,
+                                              const unsigned char* memory, unsigned char* rings, int thread) {
     const Place at = load_place(p, memory);
     int table = 0;
     for (int axis = 0; axis < 3; ++axis) table = table * p.tap_classes[axis] + at.residue[axis] % p.tap_classes[axis];
@@ -177,7 +172,7 @@ struct Rings<T, 0, 0> {
         }
 #pragma unroll
         for (int i = 0; i < kFunctions; ++i) {
-          const float value = basis[shell * p.basis_pitch + i] * scale;
+          const float value = basis[shell * p.basis_pitch + i] * at.scale;
 #pragma unroll
           for (int r = 0; r < kTogether; ++r)
 #pragma unroll

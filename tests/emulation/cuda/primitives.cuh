@@ -164,6 +164,8 @@ void copy_async(void* to, const void* from, int bytes) {
   emulation::copy_async(to, from, bytes, SIZE);
 }
 
+inline void copy_async_whole(void* to, const void* from) { emulation::copy_async(to, from, 16, 16); }
+
 inline void commit_copies() { emulation::commit_copies(); }
 
 template <int LEFT>
