@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 Counts = Counter[str]  # opcodes with their modifiers; of several passes' average, not whole
+Numbers = tuple[int, ...]
 
 
 def tool(name: str, *arguments: str, cwd: str | None = None) -> str:
@@ -99,9 +100,13 @@ class Loop:
 
 
 class Flow:
-    """Basic blocks of a function, by index, and its loops."""
+    """Basic blocks of a function, by index, and its loops.
 
-    def __init__(self, disassembly: str) -> None:
+    `off` tells which instructions a predicate switches off: they are issued, no more, and count as NOPs.
+    """
+
+    def __init__(self, disassembly: str, off: Callable[[Instruction], bool] = lambda i: i.never) -> None:
+        self.off = off
         code, labels = instructions(disassembly)
         starts = {code[0].address} | {labels[i.target] for i in code if i.target is not None and i.target in labels}
         jumps = ("BRA", "CALL", "EXIT", "RET", "BRX")
@@ -183,40 +188,41 @@ class Flow:
         self,
         loop: Loop,
         inner: Mapping[int, Counts],
-        key: Callable[[Instruction], bool],
+        keys: Sequence[Callable[[Instruction], bool]] = (),
         weight: Callable[[int], float] = lambda block: 1,
-    ) -> dict[int, Counts]:
-        """What one pass of the loop executes along its longest way from head to head, by the number of instructions
-        with `key` on the way, inner loops aside.  An instruction that never happens is a NOP.
+    ) -> dict[Numbers, Counts]:
+        """What one pass of the loop executes along its longest way from head to head, for each combination of numbers
+        of instructions on the way that the `keys` are true of, inner loops aside.
 
         `inner` gives, by their heads, what inner loops execute whenever they are met; no way leads through others.
         `weight` is how often a block is executed.
         """
         owner = {b: found for found in loop.inner for b in found.blocks}
-        done: dict[int, dict[int, Counts]] = {}
+        none = (0,) * len(keys)
+        done: dict[int, dict[Numbers, Counts]] = {}
 
-        def ways(block: int) -> dict[int, Counts]:
+        def ways(block: int) -> dict[Numbers, Counts]:
             """From here to the head."""
             if block in done:
                 return done[block]
-            best: dict[int, Counts] = {}
+            best: dict[Numbers, Counts] = {}
             done[block] = best
             if block not in owner:
-                opcodes = Counter("NOP" if i.never else i.opcode for i in self.blocks[block])
+                opcodes = Counter("NOP" if self.off(i) else i.opcode for i in self.blocks[block])
                 here = add(Counter(), opcodes, weight(block))
-                keys, after = sum(map(key, self.blocks[block])), self.next[block]
+                numbers, after = tuple(self.count([block], key) for key in keys), self.next[block]
             elif owner[block].head in inner:
-                here, keys = inner[owner[block].head], 0
+                here, numbers = inner[owner[block].head], none
                 after = [b for a in owner[block].blocks for b in self.next[a] if b not in owner[block].blocks]
             else:
                 return best
             for b in after:
                 if b not in loop.blocks:
                     continue
-                for count, way in ({0: Counter()} if b == loop.head else ways(b)).items():
-                    total = add(here, way)
-                    if keys + count not in best or total.total() > best[keys + count].total():
-                        best[keys + count] = total
+                for counted, way in ({none: Counter()} if b == loop.head else ways(b)).items():
+                    total, both = add(here, way), tuple(map(sum, zip(numbers, counted, strict=True)))
+                    if both not in best or total.total() > best[both].total():
+                        best[both] = total
             return best
 
         return ways(loop.head)

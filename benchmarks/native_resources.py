@@ -5,7 +5,12 @@ channels_last problem of typical size, whose tile lies inside the image.  The ri
 loop over steps, with the vector loader's copies as often as the halo needs them (in 3D, the steps of one chunk: each
 stage once, everything else of the loop once per step).  The product: the same, with its loop over functions and its
 copies of weights.  Both are run by four warps, so that `instructions / channels of a chunk` is the number of issue
-slots that one pixel of one channel takes.  Instructions that a predicate switches off count like others.
+slots that one pixel of one channel takes.
+
+Where the code has versions, the one counted is the one that runs: copies of whole chunks of channels; the product
+without branches with 128 outputs, and the one with branches, for 32 pixels by 64 outputs a warp, with 64.  All pixels
+are inside the image: the store of zeros beside each copy of the halo is switched off by its predicate, takes an issue
+slot, as a NOP, and no time of the shared memory.  Other instructions that a predicate switches off count in full.
 
 Not counted: what happens once per block (the table of the halo, the first copies, the way out), partly empty tiles,
 float16's second attempt.  The kernel of any size loops over tables: it has no counts.  Neither has the preparation,
@@ -52,7 +57,7 @@ class Card:
 
     name: str
     multiprocessors: int
-    clock: float  # Hz, without boost
+    clock: float  # Hz; the H200's without boost, which is 1.98e9
     issue: int
     fp32: int
     integer: int
@@ -114,8 +119,13 @@ class Work:
 
 
 def is_copy(instruction: Instruction) -> bool:
-    """Of 16 bytes."""
-    return instruction.name == "LDGSTS" and ".128" in instruction.opcode
+    """Of 16 bytes, all of them: the vector loader's last chunk of channels, where it is partial, has ZFILL."""
+    return instruction.name == "LDGSTS" and ".128" in instruction.opcode and "ZFILL" not in instruction.opcode
+
+
+def is_commit(instruction: Instruction) -> bool:
+    """Ends the copies for a step."""
+    return instruction.name == "LDGDEPBAR"
 
 
 def is_product(instruction: Instruction) -> bool:
@@ -126,10 +136,23 @@ def is_sum(instruction: Instruction) -> bool:
     return instruction.name == "FFMA"
 
 
-def innermost(flow: Flow, what: Callable[[Instruction], bool]) -> tuple[Loop, Loop]:
-    """The innermost loop with most of these instructions, and the loop around it."""
+def is_zeros(instruction: Instruction) -> bool:
+    """For a pixel outside the image, instead of a copy: nothing else stores 16 bytes in the loops over steps."""
+    return instruction.name == "STS" and ".128" in instruction.opcode
+
+
+def is_off(instruction: Instruction) -> bool:
+    return instruction.never or (is_zeros(instruction) and instruction.guarded)
+
+
+def is_outside(instruction: Instruction) -> bool:
+    return is_zeros(instruction) and not instruction.guarded
+
+
+def innermost(flow: Flow, what: Callable[[Instruction], bool], share: float) -> tuple[Loop, Loop]:
+    """The innermost loop with more than a share of these instructions, and the loop around it."""
     around = loop = flow.whole
-    while inner := [i for i in loop.inner if 2 * flow.count(i.blocks, what) > flow.count(loop.blocks, what)]:
+    while inner := [i for i in loop.inner if flow.count(i.blocks, what) > share * flow.count(flow.whole.blocks, what)]:
         around, loop = loop, inner[0]
     return loop, around
 
@@ -146,16 +169,26 @@ def copy_loop(flow: Flow, loop: Loop, goal: set[int], ahead: bool) -> Loop:
     return found[0]
 
 
-def copying_pass(flow: Flow, loop: Loop, copies: Loop, size: int, inner: Mapping[int, Counts]) -> Counts:
-    """One pass of a loop that copies `size` bytes, averaged over the four warps that do it."""
+def copying_pass(
+    flow: Flow,
+    loop: Loop,
+    copies: Loop,
+    size: int,
+    inner: Mapping[int, Counts],
+    commits: int = 1,
+    products: int = 0,
+) -> Counts:
+    """One pass of a loop that copies `size` bytes, averaged over the four warps that do it: of the ways that store no
+    zeros, commit copies so often, and have so many matrix instructions outside of inner loops."""
     result: Counts = Counter()
-    body = max(flow.longest_pass(copies, {}, is_product).values(), key=Counter.total)
+    body = max(flow.longest_pass(copies, {}).values(), key=Counter.total)
     unrolled = flow.count(copies.blocks, is_copy)
     for warp in range(WARPS):
         count = max(0, math.ceil((size - 512 * warp) / (512 * WARPS)))
         for odd in sorted(range(unrolled), key=lambda n: (n - count) % unrolled):  # copies ahead of an unrolled loop
             passes = add(Counter(), body, math.ceil((count - odd) / unrolled))
-            way = flow.longest_pass(loop, {**inner, copies.head: passes}, is_copy).get(odd, Counter())
+            ways = flow.longest_pass(loop, {**inner, copies.head: passes}, (is_copy, is_outside, is_commit, is_product))
+            way = ways.get((odd, 0, commits, products), Counter())
             if sum(n for opcode, n in way.items() if "LDGSTS" in opcode) >= count:
                 result = add(result, way, 1 / WARPS)
                 break
@@ -166,25 +199,45 @@ def copying_pass(flow: Flow, loop: Loop, copies: Loop, size: int, inner: Mapping
 
 def ring_stage(flow: Flow, work: Work) -> Counts:
     """Instructions of a warp that gathers, per step."""
-    loop, around = innermost(flow, is_sum)
+    loop, around = innermost(flow, is_sum, 0.5)
     stages = {b for b in loop.blocks if flow.count([b], is_sum)}
     copies = copy_loop(flow, loop, stages, work.halo_buffers == 2)
     if work.depth == 1:
         return copying_pass(flow, loop, copies, work.halo_bytes, {})
     each = copy_loop(flow, copies, set(), False)
-    planes = add(Counter(), copying_pass(flow, copies, each, work.halo_bytes, {}), work.depth)
+    planes = add(Counter(), copying_pass(flow, copies, each, work.halo_bytes, {}, commits=0), work.depth)
     steps = work.depth // 2 + 1
-    ways = flow.longest_pass(loop, {copies.head: planes}, is_product, lambda b: 1 if b in stages else steps)
-    return flow.longest_pass(around, {loop.head: ways[0]}, is_product)[0]
+    ways = flow.longest_pass(loop, {copies.head: planes}, (is_commit,), lambda b: 1 if b in stages else steps)
+    return flow.longest_pass(around, {loop.head: ways[1,]})[()]
+
+
+def is_whole(flow: Flow, loop: Loop) -> bool:
+    """Of the two loops over functions, the one for 64 pixels by 64 outputs a warp, which asks nothing."""
+    return len(loop.blocks) == 1 and not any(is_product(i) and i.guarded for b in loop.blocks for i in flow.blocks[b])
 
 
 def product(flow: Flow, work: Work) -> Counts:
     """Instructions of a warp that multiplies, per step."""
-    loop, around = innermost(flow, is_product)
-    body = flow.longest_pass(loop, {}, is_product)[32 if work.wide else 16]
-    copies = copy_loop(flow, around, loop.blocks, work.weight_buffers == 2)
-    functions = add(Counter(), body, work.functions)
-    return copying_pass(flow, around, copies, work.weight_bytes, {loop.head: functions})
+    loop = innermost(flow, is_product, 0.99)[0]
+    stages = {b for b in loop.blocks if flow.count([b], is_product)}
+    copies = copy_loop(flow, loop, stages, work.weight_buffers == 2)
+    each = 32 if work.wide else 16  # matrix instructions of a function
+    found = [i for i in loop.inner if flow.count(i.blocks, is_product) and is_whole(flow, i) is work.wide]
+    if len(found) > 1:
+        raise RuntimeError(f"{len(found)} loops multiply, expected one at most")
+    # The first functions may be done ahead of the loop, or all of them without one.
+    looped = {b for i in loop.inner for b in i.blocks}
+    ahead = flow.count(stages - looped, is_product) if work.wide else 0
+    inner: dict[int, Counts] = {}
+    if found:
+        unrolled = flow.count(found[0].blocks, is_product) if work.wide else each
+        body = flow.longest_pass(found[0], {}, (is_product,))[unrolled,]
+        inner[found[0].head] = add(Counter(), body, (each * work.functions - ahead) / unrolled)
+    result = copying_pass(flow, loop, copies, work.weight_bytes, inner, products=ahead)
+    products = sum(n for opcode, n in result.items() if opcode.startswith("HMMA"))
+    if products != each * work.functions:
+        raise RuntimeError(f"{products} matrix instructions a step, expected {each * work.functions}")
+    return result
 
 
 # ---- bounds ---------------------------------------------------------------------------------------------------------
@@ -305,7 +358,7 @@ def measure_kernel(name: str, text: str, usage: str, target: int) -> dict[str, A
     }
     if found is None or k == 0:
         return row
-    flow, work = Flow(text), work_of(k, depth, dtype, facts)
+    flow, work = Flow(text, is_off), work_of(k, depth, dtype, facts)
     rings, mixing = ring_stage(flow, work), product(flow, work)
     row |= {"ring": part(rings, work), "product": part(mixing, work)}
     row["slots"] = round((rings.total() + mixing.total()) / work.chunk, 1)

@@ -115,12 +115,24 @@ def test_native_counts_meet_counts_by_hand(native: list[dict[str, Any]]) -> None
     for row in rows:
         ring, product = row["ring"]["mix"], row["product"]["mix"]
         assert ring["FFMA"] + ring["FMUL"] == 13 * 5
-        assert ring["STS"] == ring["F2FP"] == 5 / 2  # words of two channels
+        # horizontal pairs of 16, 16, 14 and 12 rows for 8 outputs; 17 vertical pairs; 22 taps to 13 shells
+        assert ring["FADD"] == (16 + 16 + 14 + 12) / 8 + 17 + (22 - 13)
+        # words of two channels, left and right, and of the middle column; a function's basis; places of 6 copies
+        assert ring["LDS"] == pytest.approx(((2 * 58 + 16) + 13 * 4 + 6) / 16, abs=0.01)
+        assert ring["LDS.128"] == 13 * 4 / 16  # the other four functions', for 2 rows of 8 at a time
+        assert ring["STS"] == ring["F2FP"] == 5 / 2  # words of two channels; no zeros
         assert product["HMMA"] == 5 * 128 / 16 / 4
         assert product["LDSM"] == 5 * (4 + 4) / 16
         # bytes of a halo's pixels and of weights, by 16, in 4 warps of 32, for 16 channels
         assert ring["LDGSTS"] == pytest.approx(16 * 24 * 32 / 16 / 4 / 32 / 16, abs=0.01)
         assert product["LDGSTS"] == pytest.approx(5 * 128 * 32 / 16 / 4 / 32 / 16, abs=0.01)
+    # 3D, 64 outputs: 3 functions, 5 planes
+    for row in (row for row in native if row["kernel"] == "conv 5x5 bfloat16"):
+        ring, product = row["ring"]["mix"], row["product"]["mix"]
+        assert product["HMMA"] == 3 * 64 / 16 / 4
+        assert product["LDSM"] == pytest.approx(3 * (2 + 4) / 16, abs=0.01)
+        assert ring["LDGSTS"] == pytest.approx(5 * 12 * 20 * 32 / 16 / 4 / 32 / 16, abs=0.01)
+        assert product["LDGSTS"] == pytest.approx(3 * 64 * 32 / 16 / 4 / 32 / 16, abs=0.01)
 
 
 def test_native_slots_are_the_published_ones(native: list[dict[str, Any]]) -> None:

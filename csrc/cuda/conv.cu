@@ -90,7 +90,7 @@ __device__ __forceinline__ void multiply(const ConvParams& p, unsigned char* mem
     const unsigned char* const from = p.workspace + p.weights + step * bytes;
 #pragma unroll 2
     for (int i = thread * 16; i < bytes; i += kGroupThreads * 16)
-      copy_async_whole(buffers + buffer * bytes + i, from + i);
+      copy_async<16>(buffers + buffer * bytes + i, from + i);
     commit_copies();
   };
   load(0, 0);

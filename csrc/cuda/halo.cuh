@@ -92,7 +92,7 @@ __device__ __forceinline__ void load_halo(const ConvParams& p, int64_t base, int
       for (int pixel = thread / 2; pixel < pixels; pixel += kGroupThreads / 2) {
         const unsigned offset = load_shared<unsigned>(table);
         if (offset != kOutside)
-          copy_async_whole(to, from + offset);
+          copy_async<16>(to, from + offset);
         else
           store_shared<Float4>(to, Float4{});
         table += kGroupThreads / 2 * 4;
@@ -110,24 +110,31 @@ __device__ __forceinline__ void load_halo(const ConvParams& p, int64_t base, int
     }
     return;
   }
-  // neighbouring lanes take neighbouring channels, or pixels where these are the neighbours in memory
-  const bool along_pixels = p.x_strides[1] != 1;
-  const int word = along_pixels ? thread / 8 % kWords : thread % kWords;
-  const int there = max(0, min(left - word * T::kChannels, T::kChannels)) * kItem;
-  const unsigned char* const from = x + word * T::kChannels * p.x_strides[1] * kItem;
-#pragma unroll 2
-  for (int first = 0; first < pixels; first += kGroupThreads / kWords) {
-    const int pixel = first + (along_pixels ? thread / 64 * 8 + thread % 8 : thread / kWords);
-    if (pixel >= pixels) break;
+  // A warp takes 8 pixels by 4 words, twice: neighbours in memory, whatever the layout, and few shared banks.
+  const int word = thread / 8 % 4;
+  const int64_t step = T::kChannels * p.x_strides[1] * kItem;  // from one word to the next
+  const unsigned char* const from = x + word * step;
+  left -= word * T::kChannels;
+#pragma unroll 1
+  for (int pixel = thread / 32 * 8 + thread % 8; pixel < pixels; pixel += kGroupThreads / 4) {
     const unsigned offset = load_shared<unsigned>(table + 4 * pixel);
-    const int bytes = offset == kOutside ? 0 : there;
-    unsigned char* const target = to + pixel * kPixelBytes + 4 * word;
-    if (p.loader == Loader::kWord) {
-      copy_async<4>(target, bytes ? from + offset : x, bytes);
-    } else if constexpr (kItem == 2) {
-      const Scalar* const channel = reinterpret_cast<const Scalar*>(from + offset);
-      const uint32_t low = bytes > 0 ? channel[0] : 0, high = bytes > 2 ? channel[p.x_strides[1]] : 0;
-      store_shared<uint32_t>(target, low | high << 16);
+#pragma unroll
+    for (int first = 0; first < kWords; first += 4) {
+      const int channels = offset == kOutside ? 0 : left - first * T::kChannels;
+      const unsigned char* const source = from + offset + first * step;
+      unsigned char* const target = to + pixel * kPixelBytes + 4 * (word + first);
+      if (channels <= 0) {
+        store_shared<uint32_t>(target, 0);
+      } else if (p.loader == Loader::kWord) {
+        if (channels >= T::kChannels)
+          copy_async<4>(target, source);
+        else
+          copy_async<4>(target, source, channels * kItem);
+      } else if constexpr (kItem == 2) {
+        const Scalar* const channel = reinterpret_cast<const Scalar*>(source);
+        const uint32_t high = channels > 1 ? channel[p.x_strides[1]] : 0;
+        store_shared<uint32_t>(target, channel[0] | high << 16);
+      }
     }
   }
 }

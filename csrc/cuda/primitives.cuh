@@ -47,10 +47,15 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, int bytes
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(at), "l"(from), "r"(bytes) : "memory");
 }
 
-// All 16 bytes: without a count, which takes ten instructions.
-__device__ __forceinline__ void copy_async_whole(void* to, const void* from) {
+// All of them: without a count, which takes ten instructions.
+template <int SIZE>
+__device__ __forceinline__ void copy_async(void* to, const void* from) {
+  static_assert(SIZE == 4 || SIZE == 16);
   const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+  if constexpr (SIZE == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(at), "l"(from) : "memory");
 }
 
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -129,6 +129,7 @@ struct Product {
     const int output = at.group * p.outputs + at.out_block * p.block_outputs + share.first_output;
     const bool along_pixels = p.y_strides[1] != 1;
     const int64_t image = at.image * p.y_strides[0];
+    const float back = 1.0f / at.scale;
     for (int i = lane; i < (share.wide ? 64 : 32) * 64; i += 32) {
       const int pixel = along_pixels ? i / 1024 * 16 + i % 16 : i / 64, channel = along_pixels ? i / 16 % 64 : i % 64;
       if (channel >= share.outputs) continue;
@@ -141,7 +142,7 @@ struct Product {
         offset += place * p.y_strides[2 + axis];
       }
       if (!inside || rest > 0) continue;  // a tile may have fewer than kPixels pixels
-      float value = load_shared<float>(staging + 4 * (pixel * kStagePitch + channel)) / at.scale;
+      float value = load_shared<float>(staging + 4 * (pixel * kStagePitch + channel)) * back;
       if (p.bias != nullptr) value += as_float(p.bias, output + channel, p.bias_type);
       y[offset] = T::from_float(value);
     }

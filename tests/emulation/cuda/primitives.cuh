@@ -164,7 +164,10 @@ void copy_async(void* to, const void* from, int bytes) {
   emulation::copy_async(to, from, bytes, SIZE);
 }
 
-inline void copy_async_whole(void* to, const void* from) { emulation::copy_async(to, from, 16, 16); }
+template <int SIZE>
+void copy_async(void* to, const void* from) {
+  copy_async<SIZE>(to, from, SIZE);
+}
 
 inline void commit_copies() { emulation::commit_copies(); }
 
