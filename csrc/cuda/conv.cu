@@ -6,7 +6,8 @@
 // leaves these, rounded to the tensor's type, to the four warps that multiply them by the folded weights (product.cuh).
 // So plain units and matrix units work at the same time, and nothing of the size of the rings ever leaves the chip.
 //
-// What bounds it: plain issue slots from k = 5 on (python -m benchmarks.resources counts them), below that the product.
+// What bounds it, by counting (python -m benchmarks.resources): half types on sm_90 issue slots, TF32 shared memory,
+// and half types on sm_80, from k = 7 on, the float32 lanes.
 //
 // This file is compiled once per kernel size: RADCONV_K wide and high, RADCONV_KD deep, 0 for any.
 

@@ -104,7 +104,7 @@ __device__ __forceinline__ void fold(const PrepParams& p, const Matrix& mix, int
   }
 }
 
-__global__ void __launch_bounds__(kPrepThreads) prepare(const __grid_constant__ PrepParams p) {
+__global__ void __launch_bounds__(kPrepThreads, 2) prepare(const __grid_constant__ PrepParams p) {
   unsigned char* const memory = shared_memory();
   const Matrix basis{memory, p.buckets}, mix{memory + 8 * p.rings * p.buckets, p.rows};
   const bool diagonal = p.rings >= p.buckets;  // P itself is L, and Q only scales
