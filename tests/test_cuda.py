@@ -19,7 +19,15 @@ import pytest
 import torch
 from cases import CASES, Case
 from emulation.build import BUILD, build
-from test_engines import failures_of_threads, largest_errors, outputs_of
+from test_engines import (
+    assert_nothing_comes_of_nothing,
+    errors_of_gradients_alone,
+    errors_of_strided_gradients,
+    failures_of_threads,
+    largest_errors,
+    outputs_of,
+    poison_new_tensors,
+)
 from test_gradients import rounding_errors
 from torch import Tensor
 
@@ -259,52 +267,23 @@ def test_sigma_is_clamped(family: str) -> None:
 
 @pytest.mark.parametrize("id", ["width-17", "stride-3", "transpose-output-padding", "depthwise", "channels-last-3d"])
 def test_every_element_is_written(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs and workspaces start as NaN, or as its bits."""
-    real = torch.empty
-
-    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
-        made = real(*args, **kwargs)
-        if made.device.type == "meta":
-            return made
-        return made.fill_(torch.nan) if made.dtype.is_floating_point else made.fill_(0x7FC00000)
-
-    monkeypatch.setattr(torch, "empty", poisoned)
+    poison_new_tensors(monkeypatch)
     agree(BY_ID[id], "tf32")
 
 
 def test_gradient_that_is_not_contiguous() -> None:
-    case = Case("strided-gradient", (9, 10), channels=(5, 7))
-    results = []
-    for dtype, engine in ((torch.float32, "cuda"), (torch.float64, "reference")):
-        x, *rest = case.tensors(dtype).values()
-        y = case(dict(zip(("x", "w", "p", "bias"), (x.requires_grad_(), *rest), strict=True)), engine)
-        grad = torch.randn(7, 2, 6, 5, generator=torch.Generator().manual_seed(3)).to(dtype).permute(1, 0, 3, 2)
-        results.append([*torch.autograd.grad(y, [x], grad, retain_graph=True), *torch.autograd.grad(y.sum(), [x])])
-    for found, expected in zip(*results, strict=True):
-        assert (found.double() - expected).abs().max() < TOLERANCE["tf32"] * expected.abs().max()
+    errors = errors_of_strided_gradients("cuda")
+    assert max(errors.values()) < TOLERANCE["tf32"], errors
 
 
 @pytest.mark.parametrize("wanted", [("x",), ("w",), ("p",), ("bias",), ("x", "bias"), ("w", "bias")])
 def test_gradients_asked_for_alone(wanted: tuple[str, ...]) -> None:
-    case = Case("one-gradient", (9, 10))
-    expected = outputs_of(case, case.tensors(torch.float64), "reference")
-    tensors = case.tensors(torch.float32)
-    leaves = [tensors[name].requires_grad_() for name in wanted]
-    y = case(tensors, "cuda")
-    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
-    found = {f"grad_{name}": g for name, g in zip(wanted, torch.autograd.grad(y, leaves, grad), strict=True)}
-    errors = largest_errors(found, {name: expected[name] for name in found})
+    errors = errors_of_gradients_alone("cuda", wanted)
     assert max(errors.values()) < TOLERANCE["tf32"], errors
 
 
 def test_batch_of_none() -> None:
-    tensors = [torch.randn(0, 4, 9, 9), torch.randn(3, 4, 3), radconv_ext.default_sigma(5)]
-    leaves = [t.requires_grad_() for t in tensors]
-    y = radconv_ext.gmr_conv2d(*leaves, engine="cuda")
-    gradients = torch.autograd.grad(y.sum(), leaves)
-    assert y.shape == (0, 3, 5, 5)
-    assert [tuple(g.shape) for g in gradients] == [tuple(t.shape) for t in tensors]
-    assert not any(g.any() for g in gradients)
+    assert_nothing_comes_of_nothing("cuda")
 
 
 def test_threads_at_once() -> None:

@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,59 @@ def largest_errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dic
     return errors
 
 
+def errors_of_gradients_alone(engine: str, wanted: Sequence[str]) -> dict[str, float]:
+    """Errors of some gradients in float32, when no others are asked for."""
+    case = Case("some-gradients", (9, 10))
+    expected = outputs_of(case, case.tensors(torch.float64), "reference")
+    tensors = case.tensors(torch.float32)
+    leaves = [tensors[name].requires_grad_() for name in wanted]
+    y = case(tensors, engine)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
+    found = {f"grad_{name}": g for name, g in zip(wanted, torch.autograd.grad(y, leaves, grad), strict=True)}
+    return largest_errors(found, {name: expected[name] for name in found})
+
+
+def errors_of_strided_gradients(engine: str) -> dict[str, float]:
+    """Errors of all gradients in float32, from a permuted gradient of the output and from an expanded one, stride 0."""
+    case = Case("strided-gradient", (9, 10), channels=(5, 7))
+    results = []
+    for dtype, name in ((torch.float32, engine), (torch.float64, "reference")):
+        leaves = {name: t.requires_grad_() for name, t in case.tensors(dtype).items()}
+        y = case(leaves, name)
+        grad = torch.randn(7, 2, 6, 5, generator=torch.Generator().manual_seed(3)).to(dtype).permute(1, 0, 3, 2)
+        assert not grad.is_contiguous()
+        permuted = torch.autograd.grad(y, list(leaves.values()), grad)
+        expanded = torch.autograd.grad(case(leaves, name).sum(), list(leaves.values()))
+        results.append({f"permuted {n}": g for n, g in zip(leaves, permuted, strict=True)})
+        results[-1] |= {f"expanded {n}": g for n, g in zip(leaves, expanded, strict=True)}
+    return largest_errors(*results)
+
+
+def assert_nothing_comes_of_nothing(engine: str) -> None:
+    """A batch of none."""
+    tensors = [torch.randn(0, 4, 9, 9), torch.randn(3, 4, 3), radconv_ext.default_sigma(5)]
+    leaves = [t.requires_grad_() for t in tensors]
+    y = radconv_ext.gmr_conv2d(*leaves, engine=engine)
+    gradients = torch.autograd.grad(y.sum(), leaves)
+    assert y.shape == (0, 3, 5, 5)
+    assert [tuple(g.shape) for g in gradients] == [tuple(t.shape) for t in tensors]
+    assert not any(g.any() for g in gradients)
+
+
+def poison_new_tensors(patch: pytest.MonkeyPatch) -> None:
+    """Outputs and workspaces start as NaN, or as its bits."""
+    real = torch.empty
+
+    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+        made = real(*args, **kwargs)
+        if made.device.type == "meta":
+            return made
+        return made.fill_(torch.nan) if made.dtype.is_floating_point else made.fill_(0x7FC00000)
+
+    patch.setattr(torch, "empty", poisoned)
+    patch.setattr(torch, "empty_like", lambda t: torch.full_like(t, torch.nan))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_cpu_engine_agrees_with_the_definition(case: Case, dtype: str) -> None:
@@ -66,43 +120,20 @@ def test_reference_engine_serves_every_dtype(case: Case) -> None:
 @pytest.mark.parametrize("wanted", ["x", "w", "p", "bias"])
 def test_gradients_asked_for_one_at_a_time(wanted: str) -> None:
     """Fewer gradients may use a smaller basis."""
-    case = Case("one-gradient", (9, 10))
-    expected = outputs_of(case, case.tensors(torch.float64), "reference")[f"grad_{wanted}"]
-    tensors = case.tensors(torch.float32)
-    tensors[wanted].requires_grad_()
-    y = case(tensors, "cpu")
-    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
-    (alone,) = torch.autograd.grad(y, [tensors[wanted]], grad)
-    assert largest_errors({"alone": alone}, {"alone": expected})["alone"] < TOLERANCE["float32"]
+    errors = errors_of_gradients_alone("cpu", [wanted])
+    assert max(errors.values()) < TOLERANCE["float32"], errors
 
 
 def test_gradient_that_is_not_contiguous() -> None:
-    case = Case("strided-gradient", (9, 10), channels=(5, 7))
-    results = []
-    for dtype, engine in ((torch.float32, "cpu"), (torch.float64, "reference")):
-        leaves = {name: t.requires_grad_() for name, t in case.tensors(dtype).items()}
-        y = case(leaves, engine)
-        grad = torch.randn(7, 2, 6, 5, generator=torch.Generator().manual_seed(3)).to(dtype).permute(1, 0, 3, 2)
-        assert not grad.is_contiguous()
-        results.append(torch.autograd.grad(y, list(leaves.values()), grad))
-        results[-1] += torch.autograd.grad(case(leaves, engine).sum(), list(leaves.values()))  # expanded, stride 0
-    for found, expected in zip(*results, strict=True):
-        assert (found.double() - expected).abs().max() < 2e-6 * expected.abs().max()
+    errors = errors_of_strided_gradients("cpu")
+    assert max(errors.values()) < TOLERANCE["float32"], errors
 
 
 def test_every_output_element_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs start as NaN."""
-    real = torch.empty
-
-    def poisoned(*args: object, **kwargs: object) -> Tensor:
-        made = real(*args, **kwargs)
-        return made.fill_(torch.nan) if made.dtype.is_floating_point else made
-
     for case in CASES[::3]:
         tensors = case.tensors(torch.float32)
         with monkeypatch.context() as patch:
-            patch.setattr(torch, "empty", poisoned)
-            patch.setattr(torch, "empty_like", lambda t: torch.full_like(t, torch.nan))
+            poison_new_tensors(patch)
             found = outputs_of(case, tensors, "cpu")
         for name, t in found.items():
             assert t.isfinite().all(), (case.id, name)

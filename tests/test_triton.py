@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case
-from test_engines import largest_errors, outputs_of
+from test_engines import (
+    assert_nothing_comes_of_nothing,
+    errors_of_gradients_alone,
+    errors_of_strided_gradients,
+    largest_errors,
+    outputs_of,
+    poison_new_tensors,
+)
 from test_gradients import rounding_errors
 from torch import Tensor
 
@@ -154,28 +161,13 @@ def test_many_shares_of_the_pixels(id: str, monkeypatch: pytest.MonkeyPatch, lau
 
 @pytest.mark.parametrize("wanted", [("x",), ("w",), ("p",), ("bias",), ("x", "p"), ("w", "bias")])
 def test_gradients_asked_for_alone(wanted: tuple[str, ...]) -> None:
-    case = Case("one-gradient", (9, 10))
-    expected = outputs_of(case, case.tensors(torch.float64), "reference")
-    tensors = case.tensors(torch.float32)
-    leaves = [tensors[name].requires_grad_() for name in wanted]
-    y = case(tensors, "triton")
-    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
-    found = {f"grad_{name}": g for name, g in zip(wanted, torch.autograd.grad(y, leaves, grad), strict=True)}
-    errors = largest_errors(found, {name: expected[name] for name in found})
+    errors = errors_of_gradients_alone("triton", wanted)
     assert max(errors.values()) < TOLERANCE["float32"], errors
 
 
 def test_gradient_that_is_not_contiguous() -> None:
-    case = Case("strided-gradient", (9, 10), channels=(5, 7))
-    results = []
-    for dtype, engine in ((torch.float32, "triton"), (torch.float64, "reference")):
-        leaves = {name: t.requires_grad_() for name, t in case.tensors(dtype).items()}
-        y = case(leaves, engine)
-        grad = torch.randn(7, 2, 6, 5, generator=torch.Generator().manual_seed(3)).to(dtype).permute(1, 0, 3, 2)
-        results.append(torch.autograd.grad(y, list(leaves.values()), grad))
-        results[-1] += torch.autograd.grad(case(leaves, engine).sum(), list(leaves.values()))  # expanded, stride 0
-    for found, expected in zip(*results, strict=True):
-        assert (found.double() - expected).abs().max() < TOLERANCE["float32"] * expected.abs().max()
+    errors = errors_of_strided_gradients("triton")
+    assert max(errors.values()) < TOLERANCE["float32"], errors
 
 
 def test_weights_that_are_not_contiguous() -> None:
@@ -187,31 +179,16 @@ def test_weights_that_are_not_contiguous() -> None:
 
 
 def test_batch_of_none() -> None:
-    tensors = [torch.randn(0, 4, 9, 9), torch.randn(3, 4, 3), radconv_ext.default_sigma(5)]
-    leaves = [t.requires_grad_() for t in tensors]
-    y = radconv_ext.gmr_conv2d(*leaves, engine="triton")
-    gradients = torch.autograd.grad(y.sum(), leaves)
-    assert y.shape == (0, 3, 5, 5)
-    assert [tuple(g.shape) for g in gradients] == [tuple(t.shape) for t in tensors]
-    assert not any(g.any() for g in gradients)
+    assert_nothing_comes_of_nothing("triton")
 
 
 @pytest.mark.parametrize("id", ["width-17", "stride-3", "transpose-output-padding", "depthwise", "channels-last-3d"])
 def test_every_element_is_written(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs and workspaces start as NaN, or as its bits."""
-    case = BY_ID[id]
-    tensors = case.tensors(torch.float32)
-    real = torch.empty
-
-    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
-        made = real(*args, **kwargs)
-        return made.fill_(torch.nan) if made.dtype.is_floating_point else made.fill_(0x7FC00000)
-
+    tensors = BY_ID[id].tensors(torch.float32)
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", poisoned)
-        patch.setattr(torch, "empty_like", lambda t: torch.full_like(t, torch.nan))
-        found = outputs_of(case, tensors, "triton")
-    errors = largest_errors(found, outputs_of(case, case.tensors(torch.float64), "reference"))
+        poison_new_tensors(patch)
+        found = outputs_of(BY_ID[id], tensors, "triton")
+    errors = largest_errors(found, outputs_of(BY_ID[id], BY_ID[id].tensors(torch.float64), "reference"))
     assert max(errors.values()) < TOLERANCE["float32"], errors
 
 
