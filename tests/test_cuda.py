@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,10 +55,12 @@ SIZES = {(k, 1) for k in (3, 5, 7, 9, 11)} | {(k, k) for k in (3, 5, 7)} | {(0, 
 
 
 @pytest.fixture(autouse=True)
-def _emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+def _emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("RADCONV_EMULATE_CUDA", "1")
     monkeypatch.setenv("RADCONV_EMULATION_RACES", "1")
-    problem_module._problems.clear()  # plans that other tests have made
+    problem_module._problems.clear()  # plans of other tests, and for them ours
+    yield
+    problem_module._problems.clear()
 
 
 @pytest.fixture
@@ -325,11 +328,54 @@ def test_automatic_choice_never_emulates() -> None:
     assert problem_module.build_problem(spec, x, w, sigma, None).engine.name == "cpu"
 
 
+def test_tiles_of_a_few_pixels_are_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where shared memory holds the halo of next to nothing: served by name, not by choice."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    emulated, _ = engine_module._emulated("1")
+    monkeypatch.setattr(engine_module, "_kernels", lambda: (emulated, None))
+    monkeypatch.setattr(engine_module, "emulates_cuda", lambda: False)
+    reasons = []
+    for engine in ("auto", "cuda"):
+        spec, _ = problem_module.make_spec(engine, 2, "gaussian", 21, None, None, 1, 0, 1, 1, "zeros", True, False, 0)
+        made = problem_module.build_problem(
+            spec, torch.empty(1, 4, 99, 99).half(), torch.empty(4, 4, 21).half(), torch.empty(21).half(), None
+        )
+        reasons.append(ENGINES["cuda"].why_not(replace(made, device=torch.device("cuda", 0))))
+    assert reasons == ["has shared memory for 4 output pixels at a time, and would take as long for 128", None]
+
+
+def test_gradient_whose_pixels_are_far_apart() -> None:
+    """A layout that no plan can serve is copied to the output's."""
+    case = Case("far", (5, 5), channels=(4, 4), batch=1, k=3, bias=False)
+    found = []
+    for dtype, engine in ((torch.float16, "cuda"), (torch.float64, "reference")):
+        tensors = case.tensors(dtype)
+        y = case({**tensors, "x": tensors["x"].requires_grad_()}, engine)
+        values = torch.arange(36.0).reshape(1, 4, 3, 3).to(dtype)
+        (problem,) = problem_module._problems.values() if engine == "cuda" else (None,)
+        if problem is not None:
+            with pytest.raises(engine_module._kernels()[0].Unservable, match="more than 32 bits hold"):
+                ENGINES["cuda"]._plan(problem, True, (4, 1, 4, 2**29))
+            real = ENGINES["cuda"]._plan
+
+            def refusing(problem: Any, adjoint: bool, strides: tuple[int, ...], real: Any = real) -> Any:
+                return real(problem, adjoint, (4, 1, 4, 2**29) if strides == (36, 1, 12, 4) else strides)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(ENGINES["cuda"], "_plan", refusing)
+                grad = values.to(memory_format=torch.channels_last)
+                found.append(torch.autograd.grad(y, tensors["x"], grad)[0])
+        else:
+            found.append(torch.autograd.grad(y, tensors["x"], values)[0])
+    assert (found[0].double() - found[1]).abs().max() < TOLERANCE["float16"] * found[1].abs().max()
+
+
 def test_native_cuda_comes_first_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ladder of choose(), with kernels and cards that aren't here."""
     monkeypatch.delenv("RADCONV_EMULATE_CUDA")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(ENGINES["triton"], "why_missing", lambda: None)
     monkeypatch.setattr("radconv_ext.engines.triton.host_reason", lambda: None)
     emulated, _ = engine_module._emulated("1")
@@ -358,6 +404,9 @@ def test_refused_launch_names_the_problem(monkeypatch: pytest.MonkeyPatch) -> No
         workspace = 4
         tables = bytes(4)
 
+        def facts(self) -> dict[str, Any]:
+            return {"tile": (1, 8, 16), "tiles": (1, 1, 1)}
+
         def prepare(self) -> None:
             raise RuntimeError("loading the convolution kernel failed: no kernel image is available")
 
@@ -365,6 +414,38 @@ def test_refused_launch_names_the_problem(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(engine_module._emulated("1")[0], "CudaPlan", lambda **_: Native())
     with pytest.raises(RuntimeError, match=r"engine 'cuda': loading .* failed: no kernel image .* \(2d k=5 n=3"):
         case(case.tensors(torch.float16), "cuda")
+
+
+def test_memory_that_runs_out_keeps_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = BY_ID["batch-1"]
+    tensors = case.tensors(torch.float16)
+    case(tensors, "cuda")
+    real = torch.empty
+
+    def empty(*args: Any, **kwargs: Any) -> Tensor:
+        if kwargs.get("dtype") is torch.int32:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(torch.OutOfMemoryError, match=r"^out of memory$"):
+        case(tensors, "cuda")
+
+
+def test_first_call_cannot_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = engine_module._Plan.__new__(engine_module._Plan)
+    plan.problem, plan.tables = problem_of("tf32", 1, "cuda"), None
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"first call of a problem can't be captured .* once before \(2d k=5"):
+        plan.run(None, None, None, None, None)
+
+
+def test_one_ring_is_as_exact_as_its_weights() -> None:
+    """Nothing to factorise, so nothing to round: x = 1 at one pixel gives back w."""
+    x, w, profile = torch.zeros(1, 1, 5, 5), torch.randn(8, 1, 1).bfloat16(), torch.tensor([[1.0, 1.0, 1.0]]).bfloat16()
+    x[0, 0, 2, 2] = 1
+    y = radconv_ext.radial_conv2d(x.bfloat16(), w, profile, kernel_size=3, padding=1, engine="cuda")
+    assert torch.equal(y[0, :, 2, 2], w[:, 0, 0])
 
 
 def test_emulation_that_was_not_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from test_gradients import rounding_errors
 from torch import Tensor
 
 import radconv_ext
+from radconv_ext.problem import make_spec, problem_of
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
@@ -151,9 +152,49 @@ def test_image_of_more_than_2_to_the_31_elements(engine: str, memory_format: tor
 
 @pytest.mark.parametrize(("dtype", "engine"), [(torch.float16, "cuda"), (torch.float32, "triton")])
 def test_engine_that_is_chosen(dtype: torch.dtype, engine: str) -> None:
-    tensors = BY_ID["batch-1"].tensors(dtype, device="cuda")
-    chosen = BY_ID["batch-1"](tensors, "auto")
-    assert torch.equal(chosen, BY_ID["batch-1"](tensors, engine))
+    """Full float32, as here, is not the native engine's."""
+    t = BY_ID["batch-1"].tensors(dtype, device="cuda")
+    spec, _ = make_spec("auto", 2, "gaussian", 3, None, None, 1, 0, 1, 1, "zeros", True, False, 0)
+    assert problem_of(spec, t["x"], t["w"], t["p"], t["bias"]).engine.name == engine
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("offset", [1, 2, 4, 8])
+def test_address_of_any_element(offset: int, dtype: torch.dtype) -> None:
+    """The native engine's loaders, by alignment."""
+    case = Case("offset", (9, 10), channels=(16, 8), layout="channels_last", options={"padding": 2})
+    tensors = case.tensors(dtype, device="cuda")
+    x = tensors["x"]
+    moved = torch.zeros(x.numel() + offset, dtype=dtype, device="cuda")[offset:].as_strided(x.shape, x.stride())
+    assert torch.equal(case({**tensors, "x": moved.copy_(x)}, "cuda"), case(tensors, "cuda"))
+
+
+@with_engines
+def test_float16_rings_beyond_its_range(engine: str) -> None:
+    x, w, sigma = torch.full((1, 20, 7, 7, 7), 3e4), torch.full((2, 20, 3), 1e-4), radconv_ext.default_sigma(5)
+    y = radconv_ext.gmr_conv3d(*(t.half().cuda() for t in (x, w, sigma)), engine=engine)
+    expected = radconv_ext.gmr_conv3d(*(t.half().double() for t in (x, w, sigma)), engine="reference")
+    assert (y.cpu().double() - expected).abs().max() < TOLERANCE["float16"] * expected.max()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")
+@with_engines
+def test_tensors_on_another_device_than_the_current(engine: str) -> None:
+    case = BY_ID["channels-last"]
+    expected = outputs_of(case, case.tensors(torch.float64), "reference")
+    found = outputs_of(case, case.tensors(torch.float16, device="cuda:1"), engine)
+    errors = largest_errors({name: t.cpu() for name, t in found.items()}, expected)
+    assert torch.cuda.current_device() == 0
+    assert max(errors.values()) < TOLERANCE["float16"], errors
+
+
+@pytest.mark.parametrize("engine", ["cuda"])
+def test_first_call_inside_a_graph_of_torch_compile(engine: str) -> None:
+    case = Case("reduced", (14, 15), channels=(16, 24), options={"padding": "same"})
+    tensors = case.tensors(torch.bfloat16, device="cuda")
+    compiled = torch.compile(lambda t: case(t, engine), mode="reduce-overhead")
+    found = [compiled(tensors).clone() for _ in range(4)][-1]
+    assert torch.equal(found, case(tensors, engine))
 
 
 def test_native_launches_wait_for_nothing() -> None:
@@ -169,7 +210,7 @@ def test_native_launches_wait_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_chosen_engine_agrees_with_the_definition(case: Case) -> None:
+def test_float64_is_served(case: Case) -> None:
     expected = outputs_of(case, case.tensors(torch.float64), "reference")
     found = outputs_of(case, case.tensors(torch.float64, device="cuda"), "auto")
     found = {name: t.cpu() for name, t in found.items()}

@@ -41,6 +41,7 @@ class CudaPlan {
     d["shared"] = plan_.shared;
     d["workspace"] = plan_.workspace;
     d["tile"] = py::make_tuple(p.tile[0], p.tile[1], p.tile[2]);
+    d["tiles"] = py::make_tuple(p.tiles[0], p.tiles[1], p.tiles[2]);
     d["classes"] = py::make_tuple(p.classes[0], p.classes[1], p.classes[2]);
     d["halo_buffers"] = p.halo_buffers;
     d["weight_buffers"] = p.weight_buffers;

@@ -13,24 +13,14 @@ void check(cudaError_t error, const char* what) {
   throw std::runtime_error(std::string(what) + " failed: " + cudaGetErrorString(error));
 }
 
-// Launches and attributes go to the current device.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    check(cudaGetDevice(&before_), "asking for the current device");
-    if (before_ != device) check(cudaSetDevice(device), "making the tensors' device current");
-    moved_ = before_ != device;
-  }
-  ~OnDevice() {
-    if (moved_) (void)cudaSetDevice(before_);
-  }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  int before_ = 0;
-  bool moved_ = false;
-};
+// Launches and attributes go to the current device, and a caller that forgot to make it the tensors' must hear of it.
+void expect_current(int device) {
+  int current = -1;
+  check(cudaGetDevice(&current), "asking for the current device");
+  if (current != device)
+    throw std::runtime_error("expected device " + std::to_string(device) + " to be current, got " +
+                             std::to_string(current));
+}
 
 int attribute(cudaDeviceAttr which, int device) {
   int value = 0;
@@ -58,7 +48,7 @@ std::string why_not(int device) {
   const int minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
   const std::string card = "compute capability " + std::to_string(major) + "." + std::to_string(minor);
   if (major < 8) return "needs compute capability 8.0, this card has " + card.substr(card.size() - 3);
-  const OnDevice on(device);
+  expect_current(device);
   const cudaError_t error = prepare_prep(8 * kMostPrepDoubles);
   if (error == cudaSuccess) return "";
   (void)cudaGetLastError();
@@ -66,7 +56,7 @@ std::string why_not(int device) {
 }
 
 void prepare(const Plan& plan, int device) {
-  const OnDevice on(device);
+  expect_current(device);
   check(prepare_prep(8 * kMostPrepDoubles), "loading the preparation kernel");
   // as much as there is: the limit is the kernel's, and other plans may need more
   check(kernels_of(plan).prepare(plan.dtype, most_shared(device)), "loading the convolution kernel");
@@ -74,7 +64,7 @@ void prepare(const Plan& plan, int device) {
 
 void run(const Plan& plan, int device, uintptr_t stream, const void* x, const Small& w, const Small& parameter,
          const Small& bias, void* y, void* workspace, const void* tables) {
-  const OnDevice on(device);
+  expect_current(device);
   const cudaStream_t queue = reinterpret_cast<cudaStream_t>(stream);
   PrepParams prep = plan.prep;
   prep.w = w.data;

@@ -1,4 +1,4 @@
-// Running plans: the only place that launches.
+// Running plans: the only place that launches.  The device is the current one.
 
 #pragma once
 

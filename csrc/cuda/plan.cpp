@@ -117,6 +117,7 @@ Chosen choose_kernel(const ConvShape& shape, const RingModel& model, const std::
     std::vector<int> columns = shells_of_ball(model, k, depth);
     if (!columns.empty()) return {size, columns};
   }
+  if (kernel_sizes().back().k != 0) throw Unservable("no kernel for any size was compiled");
   std::vector<int> columns(model.buckets);
   std::iota(columns.begin(), columns.end(), 0);
   return {kernel_sizes().back(), columns};
@@ -258,6 +259,7 @@ void check_offsets(const ConvParams& p) {
   for (int axis = 0; axis < 3; ++axis) {
     const int64_t pixels = p.wrap ? p.in_size[axis] : int64_t{p.step[axis]} * p.halo[axis];
     span += pixels * std::abs(p.x_strides[2 + axis]) * p.item;
+    as_int(2 * (int64_t{p.step[axis]} * p.halo[axis] + p.in_size[axis]), "twice the size of a padded tile");
   }
   as_int(span, "the number of bytes that one block's pixels span");
 }

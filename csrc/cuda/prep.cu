@@ -4,7 +4,8 @@
 // by one would lose what weights that cancel leave over.  In double, since L's condition number passes 1e4.  Powers of
 // two move from L to Q so that w L is about as large as w, whatever the kernel's size.
 //
-// Every block does the small algebra for itself and folds its share of the weights.  Bound by launch latency.
+// Every block does the small algebra for itself, in one warp, and folds its share of the weights.  What bounds it is
+// the latency of n * n dots, one after the other.
 
 #include "cuda/prep.h"
 
@@ -68,7 +69,8 @@ __device__ __forceinline__ void orthogonalise(const PrepParams& p, const Matrix&
     // a ring that the earlier ones already span leaves rounding noise, which must not be blown up to a direction;
     // written so that NaN stays NaN
     const bool independent = !(after <= before * 1e-28);
-    const double norm = sqrt(after);
+    const double norm =
+        p.rings == 1 ? 1.0 : sqrt(after);  // one ring needs no basis, and weights stay as exact as they are
     if (lane == 0)
       for (int j = i; j < p.rows; ++j) mix.set(i, j, j == i && independent ? norm : 0.0);
     for (int s = lane; s < p.buckets; s += 32) basis.set(i, s, independent ? basis.get(i, s) / norm : 0.0);

@@ -16,8 +16,11 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import math
 import os
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +33,7 @@ from .. import reference
 from ..build_info import build_info, native
 from ..precision import emulates_cuda
 from ..problem import RadialConvProblem
-from .native import conv_shape, dtype_of, empty, no_native_profile, reads_transposed, ring_model
+from .native import conv_shape, dtype_of, empty, no_native_profile, on_device, reads_transposed, ring_model
 
 if TYPE_CHECKING:
     from . import Engine
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["CudaEngine"]
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_FEWEST_PIXELS = 32  # of a tile, for the automatic choice
 _PACKAGE = __name__.rpartition(".engines.")[0]
 
 
@@ -78,10 +82,22 @@ def _card_reason(c: ModuleType, device: int) -> str | None:
     return c.why_not_device(device) or None
 
 
-@functools.cache
-def _on_device(tables: bytes, device: torch.device) -> Tensor:
-    """Tables of a plan.  Never given back: captured CUDA graphs know their addresses, and nobody else does."""
-    return torch.frombuffer(bytearray(tables), dtype=torch.int32).to(device)
+_tables: dict[tuple[bytes, torch.device], Tensor] = {}
+_tables_lock = threading.Lock()
+
+
+def _tables_on(device: torch.device, tables: bytes) -> Tensor:
+    """Tables of a plan.  Never given back: captured CUDA graphs know their addresses, and nobody else does.
+
+    Made by a thread of their own: torch.compile may be sending this thread's allocations to the pool of a graph, which
+    takes them back.
+    """
+    with _tables_lock:
+        if (tables, device) not in _tables:
+            host = torch.frombuffer(bytearray(tables), dtype=torch.int32)
+            with ThreadPoolExecutor(1) as thread:
+                _tables[tables, device] = thread.submit(host.to, device).result()
+        return _tables[tables, device]
 
 
 class _Plan:
@@ -104,13 +120,14 @@ class _Plan:
         self.tables: Tensor | None = None
 
     def run(self, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, y: Tensor) -> None:
+        """Both launches, on the current stream of the current device, which is the tensors'."""
         device = self.problem.device
+        if self.tables is None:
+            self._load()
+        assert self.tables is not None
+        workspace = torch.empty(self.words, dtype=torch.int32, device=device)
+        stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
         try:
-            if self.tables is None:
-                self.native.prepare()
-                self.tables = _on_device(self.native.tables, device)
-            workspace = torch.empty(self.words, dtype=torch.int32, device=device)
-            stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
             self.native.run(
                 stream, x.data_ptr(), *self._small(w), *self._small(p), *self._small(bias), y.data_ptr(),
                 workspace.data_ptr(), self.tables.data_ptr(),
@@ -118,9 +135,26 @@ class _Plan:
         except RuntimeError as error:
             raise RuntimeError(f"engine 'cuda': {error} ({self.problem})") from error
 
+    def _load(self) -> None:
+        """Kernels and tables onto the device."""
+        if self.problem.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"engine 'cuda': the first call of a problem can't be captured in a CUDA graph: call once before "
+                f"({self.problem})"
+            )
+        try:
+            self.native.prepare()
+        except RuntimeError as error:
+            raise RuntimeError(f"engine 'cuda': {error} ({self.problem})") from error
+        self.tables = _tables_on(self.problem.device, self.native.tables)
+
     def _small(self, t: Tensor | None) -> tuple[int, Any]:
         """Address and type."""
         return (0, self.types[torch.float32]) if t is None else (t.data_ptr(), self.types[t.dtype])
+
+
+def _dense(t: Any) -> Any:
+    return None if t is None else t.contiguous()
 
 
 class CudaEngine:
@@ -158,13 +192,20 @@ class CudaEngine:
             return reason
         c, _ = _kernels()
         assert c is not None
-        if (reason := _card_reason(c, device.index or 0)) is not None:
-            return reason
+        with on_device(device):
+            if (reason := _card_reason(c, device.index or 0)) is not None:
+                return reason
         try:
-            self._plan(problem, False, problem.x_strides)
-            self._plan(problem, True, problem.output_strides)
+            plans = (
+                self._plan(problem, False, problem.x_strides),
+                self._plan(problem, True, problem.output_strides),
+            )
         except c.Unservable as error:
             return str(error)
+        for facts in (plan.native.facts() for plan in plans):
+            pixels = math.prod(facts["tile"])
+            if o.engine == "auto" and pixels < _FEWEST_PIXELS and math.prod(facts["tiles"]) > 1:
+                return f"has shared memory for {pixels} output pixels at a time, and would take as long for 128"
         return None
 
     def forward(
@@ -172,7 +213,8 @@ class CudaEngine:
     ) -> Tensor:
         y = empty(problem, problem.output_shape)
         if problem.batch > 0:
-            self._run(self._plan(problem, False, problem.x_strides), x, w, p, bias, y)
+            with on_device(problem.device):
+                self._plan(problem, False, problem.x_strides).run(x, _dense(w), _dense(p), _dense(bias), y)
         return y
 
     def backward(
@@ -187,14 +229,21 @@ class CudaEngine:
         if want_x:
             grad_x = empty(problem, problem.gradient_shape)
             if problem.batch > 0:
-                self._run(self._plan(problem, True, grad.stride()), grad, w, p, None, grad_x)
+                with on_device(problem.device):
+                    plan, grad = self._adjoint(problem, grad)
+                    plan.run(grad, _dense(w), _dense(p), None, grad_x)
             found[0] = reference.folded_gradient(problem, grad_x)
         return found
 
-    def _run(self, plan: _Plan, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, y: Tensor) -> None:
-        plan.run(
-            x, w.contiguous(), None if p is None else p.contiguous(), None if bias is None else bias.contiguous(), y
-        )
+    def _adjoint(self, problem: RadialConvProblem, grad: Tensor) -> tuple[_Plan, Tensor]:
+        """The plan for this gradient's layout; with a copy in the output's where strides are too far apart."""
+        c, _ = _kernels()
+        assert c is not None
+        try:
+            return self._plan(problem, True, grad.stride()), grad
+        except c.Unservable:
+            grad = grad.contiguous(memory_format=problem.memory_format)
+            return self._plan(problem, True, grad.stride()), grad
 
     def _plan(self, problem: RadialConvProblem, adjoint: bool, x_strides: tuple[int, ...]) -> _Plan:
         """The plan of one direction, made once per layout."""

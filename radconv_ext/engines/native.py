@@ -1,7 +1,8 @@
-"""What the native engines share: problems in the words of the native core."""
+"""What engines share: problems in the words of the native core, new tensors, the current device."""
 
 from __future__ import annotations
 
+import contextlib
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..problem import Options, RadialConvProblem
 from ..profiles import SIGMA_MIN, ring_centres, sigma_max
 
-__all__ = ["conv_shape", "dtype_of", "empty", "no_native_profile", "reads_transposed", "ring_model"]
+__all__ = ["conv_shape", "dtype_of", "empty", "no_native_profile", "on_device", "reads_transposed", "ring_model"]
 
 _FAMILY = {"gaussian": "gaussian", "banded": "banded", "binary": "identity", "shell": "identity", "custom": "custom"}
 
@@ -32,6 +33,14 @@ def dtype_of(c: ModuleType, dtype: torch.dtype) -> Any:
 def empty(problem: RadialConvProblem, shape: tuple[int, ...]) -> Tensor:
     """An output or input gradient of this shape."""
     return torch.empty(shape, dtype=problem.dtype, device=problem.device, memory_format=problem.memory_format)
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Launches go to the current device: make it the tensors'."""
+    if device.type == "cpu":
+        return contextlib.nullcontext()
+    module = getattr(torch, device.type)
+    return contextlib.nullcontext() if module.current_device() == device.index else module.device(device)
 
 
 def reads_transposed(problem: RadialConvProblem, adjoint: bool) -> bool:

@@ -10,7 +10,6 @@ summed before they are weighted; a GPU can't tell the host in time to choose the
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from .. import reference
 from ..build_info import in_one_line, triton_reason
 from ..precision import interprets_triton
 from ..problem import RadialConvProblem
-from .native import empty
+from .native import empty, on_device
 
 __all__ = ["TritonEngine"]
 
@@ -117,7 +116,7 @@ class TritonEngine:
         bias = None if bias is None else _dense(bias)
         precision = problem.precision
         key = ("forward", precision, x.data_ptr() % 4)
-        with _on(problem.device):
+        with on_device(problem.device):
             plan = problem.engine_state.get(key)
             if plan is None:
                 tune = _tune()
@@ -137,7 +136,7 @@ class TritonEngine:
         precision = problem.precision
         key = ("backward", precision, *wanted, grad.stride(), x.data_ptr() % 4, grad.data_ptr() % 4)
         grad_x = empty(problem, problem.gradient_shape) if want_x else None
-        with _on(problem.device):
+        with on_device(problem.device):
             plan = problem.engine_state.get(key)
             if plan is None:
                 tune = _tune()
@@ -164,11 +163,3 @@ def _tune() -> ModuleType:
 
 def _dense(t: Tensor) -> Tensor:
     return t if t.is_contiguous() else t.contiguous()
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Launches go to the current device: make it the tensors'."""
-    if device.type == "cpu":
-        return contextlib.nullcontext()
-    module = getattr(torch, device.type)
-    return contextlib.nullcontext() if module.current_device() == device.index else module.device(device)
