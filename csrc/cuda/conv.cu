@@ -28,12 +28,12 @@ enum : int { kWeights = 1, kHalo = 2, kFull = 4, kFree = 6 };
 constexpr int kPairThreads = 2 * kGroupThreads;  // the multiplying warps and one group
 constexpr float kShrink = 1.0f / 1024;           // of float16 rings in a second attempt
 
-// In 3D, and for any size, the ring stage takes most of the time, and its addresses registers.
+// In 3D the ring stage takes most of the time, and the whole kernel the registers that it needs.
 template <class T, int K, int KD>
 using ProductOf = Product<T, Rings<T, K, KD>::kFunctions,
-                          KD <= 1  ? 4
-                          : KD < 7 ? 2
-                                   : 1>;
+                          KD <= 1   ? 4
+                          : KD == 7 ? 1
+                                    : 2>;
 
 // Rings of every other step, into shared memory.
 template <class T, int K, int KD>
