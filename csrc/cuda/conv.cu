@@ -28,12 +28,11 @@ enum : int { kWeights = 1, kHalo = 2, kFull = 4, kFree = 6 };
 constexpr int kPairThreads = 2 * kGroupThreads;  // the multiplying warps and one group
 constexpr float kShrink = 1.0f / 1024;           // of float16 rings in a second attempt
 
-// In 3D the ring stage takes most of the time, and the whole kernel the registers that it needs.
+// Rows of the product's operands at a time.  In 3D the ring stage takes most of the time, and most of the registers.
+constexpr int rows_together(int depth) { return depth <= 1 ? 4 : depth == 7 ? 1 : 2; }
+
 template <class T, int K, int KD>
-using ProductOf = Product<T, Rings<T, K, KD>::kFunctions,
-                          KD <= 1   ? 4
-                          : KD == 7 ? 1
-                                    : 2>;
+using ProductOf = Product<T, Rings<T, K, KD>::kFunctions, rows_together(KD)>;
 
 // Rings of every other step, into shared memory.
 template <class T, int K, int KD>
