@@ -1,0 +1,160 @@
+"""The emulation of CUDA on a CPU: its own tests, bugs planted in the kernels that it must see, AddressSanitizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from emulation.build import BUILD, ROOT, build
+
+if torch.cuda.is_available():
+    pytest.skip("a GPU is here: test_gpu.py runs the compiled kernels instead", allow_module_level=True)
+
+
+def test_emulation_keeps_what_it_promises() -> None:
+    """Fragments, copies, barriers, races, reports: its own tests."""
+    done = subprocess.run([BUILD / "selftest"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert len(done.stdout.splitlines()) >= 40
+    assert all(line.startswith("ok ") for line in done.stdout.splitlines()), done.stdout
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A change to one source, and how it shows."""
+
+    id: str
+    file: str
+    before: str
+    after: str
+    shows: str  # in the error, or "wrong numbers"
+
+
+BUGS = [
+    Bug("none", "conv.cu", "// Rings of every other step", "// Rings of every other step", "right"),
+    Bug(
+        "halo-barrier",
+        "conv.cu",
+        "barrier_sync(kHalo + group, kGroupThreads);\n      if (more && p.halo_buffers == 2)",
+        "if (more && p.halo_buffers == 2)",
+        "under way",
+    ),
+    Bug("halo-wait", "conv.cu", "wait_copies<0>();\n      // the halo", "// the halo", "under way"),
+    Bug("weight-wait", "conv.cu", "wait_copies<0>();\n    // the weights", "// the weights", "under way"),
+    Bug(
+        "only-buffer-barrier",
+        "conv.cu",
+        "barrier_sync(kWeights, kGroupThreads);  // before the only buffer",
+        "// before the only buffer",
+        "race",
+    ),
+    Bug("full-barrier", "conv.cu", "barrier_sync(kFull + group, kPairThreads);", "", "arrived twice"),
+    Bug("free-barrier", "conv.cu", "if (last && task >= 2) barrier_sync(kFree + group, kPairThreads);", "", "race"),
+    Bug("last-barrier", "conv.cu", "barrier_sync(kWeights, kGroupThreads);\n  product.store", "product.store", "race"),
+    Bug("staging-sync", "product.cuh", "__syncwarp();", "", "race"),
+    Bug("halo-column", "rings.cuh", "kReach + column) * kPixelBytes", "kReach + 1 + column) * kPixelBytes", "wrong"),
+    Bug("halo-edge", "halo.cuh", "input >= 0 && input < size", "input >= 0 && input <= size", "wrong"),
+    Bug("swapped-weights", "product.cuh", "a[m], b[2], b[3]);", "a[m], b[3], b[2]);", "wrong"),
+    Bug("swapped-rings", "product.cuh", "(row, 0, lane / 16)", "(row, 0, 1 - lane / 16)", "wrong"),
+]
+
+VARIANT_SCRIPT = """
+import sys
+from functools import partial
+import torch
+from test_cuda import TOLERANCE, Case, engine_module, problem_module
+from test_engines import largest_errors
+case = Case("bug", (9, 20), (72, 130), batch=1, k=9, layout="channels_last", options={"padding": 4})
+c, reason = engine_module._kernels()
+assert c is not None, reason
+real = c.CudaPlan
+expected = case(case.tensors(torch.float64), "reference")
+for shared in (163, 99):
+    c.CudaPlan = partial(real, shared=shared * 1024)
+    problem_module._problems.clear()  # planned anew
+    y = case(case.tensors(torch.bfloat16), "cuda")
+    error = largest_errors({"y": y}, {"y": expected})["y"]
+    if not error < TOLERANCE["bfloat16"]:
+        sys.exit("wrong numbers")
+print("right")
+"""
+
+
+def run_script(script: str, **variables: str) -> str:
+    """What a process of its own says: its output, or the last line of its error."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "RADCONV_EMULATION_RACES": "1", **variables},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    return done.stdout.strip() if done.returncode == 0 else done.stderr.strip()
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A module for each bug."""
+    folder = tmp_path_factory.mktemp("variants")
+    sources = []
+    for bug in BUGS:
+        copy = folder / "sources" / bug.id
+        shutil.copytree(ROOT / "csrc", copy)
+        path = copy / "cuda" / bug.file
+        text = path.read_text()
+        assert text.count(bug.before) == 1, bug
+        path.write_text(text.replace(bug.before, bug.after))
+        sources.append(copy)
+    build(folder, folder / "build", ("variants",), ("9x1",), sources)
+    return folder
+
+
+def test_planted_bugs_are_caught(variants: Path) -> None:
+    def caught(bug: Bug) -> str:
+        said = run_script(VARIANT_SCRIPT, RADCONV_EMULATE_CUDA=str(variants / bug.id), OMP_NUM_THREADS="1")
+        return said.splitlines()[-1]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip([bug.id for bug in BUGS], pool.map(caught, BUGS), strict=True))
+    assert {bug.id: found[bug.id] for bug in BUGS if bug.shows not in found[bug.id]} == {}
+
+
+SANITIZED_SCRIPT = """
+import torch
+from test_cuda import BY_ID, DTYPES, agree
+for id in ("width-7", "channels-17-23", "stride-3", "sliced", "channels-last-stride", "circular-1", "k-6", "k-3-3d"):
+    for dtype in DTYPES:
+        case = BY_ID.get(id) or BY_ID["volume-tiles"]
+        agree(case, dtype)
+print("right")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="preloads AddressSanitizer")
+def test_kernels_stay_within_their_tensors(tmp_path: Path) -> None:
+    """With AddressSanitizer under torch's allocations too; and it sees a halo that is one pixel too wide."""
+    copy = tmp_path / "sources" / "wide"
+    shutil.copytree(ROOT / "csrc", copy)
+    path = copy / "cuda" / "halo.cuh"
+    path.write_text(path.read_text().replace("input >= 0 && input < size", "input >= 0 && input <= size"))
+    build(
+        tmp_path, tmp_path / "build", ("emulated", "variants", "selftest"), ("5x1", "3x3", "0x0"), [copy], sanitize=True
+    )
+    library = subprocess.run(
+        [os.environ.get("CXX", "c++"), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    )
+    settings = {"LD_PRELOAD": library.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0", "RADCONV_EMULATION_RACES": "0"}
+    said = run_script(SANITIZED_SCRIPT, RADCONV_EMULATE_CUDA=str(tmp_path), **settings)
+    assert said == "right"
+    said = run_script(SANITIZED_SCRIPT, RADCONV_EMULATE_CUDA=str(tmp_path / "wide"), **settings)
+    assert "AddressSanitizer: heap-buffer-overflow" in said
+    done = subprocess.run([tmp_path / "build" / "selftest"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
