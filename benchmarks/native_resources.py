@@ -298,10 +298,11 @@ def plan(problem: Problem, most_shared: int) -> dict[str, Any]:
         model=ring_model(c, radial.options),
         shape=conv_shape(c, radial, False),
         transpose=reads_transposed(radial, False),
+        exact=problem.precision == "ieee",
         x_strides=radial.x_strides,
         channels_last=radial.channels_last,
         device=0,
-        shared=most_shared,
+        card=(most_shared, CARDS[80].multiprocessors),
     ).facts()
 
 

@@ -161,7 +161,7 @@ def test_shared_memory_of_smaller_cards(
 ) -> None:
     """With less of it, fewer buffers and fewer outputs a block; 163 KiB hold everything twice."""
     c, _ = engine_module._kernels()
-    monkeypatch.setattr(c, "CudaPlan", partial(c.CudaPlan, shared=shared * 1024))
+    monkeypatch.setattr(c, "CudaPlan", partial(c.CudaPlan, card=(shared * 1024, 1)))
     monkeypatch.delenv("RADCONV_EMULATION_RACES")
     both_agree(replace(BY_ID[id], channels=(40, 260 if id == "outputs-260" else 130), batch=1), dtype)
     facts = plans[0][0].facts()
@@ -171,7 +171,7 @@ def test_shared_memory_of_smaller_cards(
     if (shared, id) == (99, "k-9"):
         assert (facts["halo_buffers"], facts["weight_buffers"]) == (1, 1)
     if (shared, id) == (99, "k-11"):
-        assert facts["block_outputs"] == 64
+        assert facts["tile"] == (1, 4, 16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -77,7 +77,7 @@ assert c is not None, reason
 real = c.CudaPlan
 expected = case(case.tensors(torch.float64), "reference")
 for shared in (163, 99):
-    c.CudaPlan = partial(real, shared=shared * 1024)
+    c.CudaPlan = partial(real, card=(shared * 1024, 1))
     problem_module._problems.clear()  # planned anew
     y = case(case.tensors(torch.bfloat16), "cuda")
     error = largest_errors({"y": y}, {"y": expected})["y"]

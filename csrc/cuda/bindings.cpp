@@ -11,13 +11,18 @@ namespace py = pybind11;
 namespace radconv::cuda {
 namespace {
 
+// `given`, for reports and tests: shared memory and number of multiprocessors, whatever the device has.
+Card card_of(int device, std::optional<std::pair<int, int>> given) {
+  return given ? Card{given->first, given->second} : card(device);
+}
+
 // One checked convolution, its layouts and its device; made once per problem and kept by Python.
 class CudaPlan {
  public:
-  CudaPlan(const RingModel& model, const ConvShape& shape, bool transpose, const Ints& x_strides, bool channels_last,
-           int device, std::optional<int> shared)
-      : plan_(make_plan(shape, model, transpose, five(x_strides), output_strides(shape, channels_last),
-                        shared ? *shared : most_shared(device))),
+  CudaPlan(const RingModel& model, const ConvShape& shape, bool transpose, bool exact, const Ints& x_strides,
+           bool channels_last, int device, std::optional<std::pair<int, int>> card)
+      : plan_(make_plan(shape, model, transpose, exact, five(x_strides), output_strides(shape, channels_last),
+                        card_of(device, card))),
         device_(device) {}
 
   py::bytes tables() const { return {reinterpret_cast<const char*>(plan_.tables.data()), 4 * plan_.tables.size()}; }
@@ -36,7 +41,7 @@ class CudaPlan {
   py::dict facts() const {
     const ConvParams& p = plan_.conv;
     py::dict d;
-    d["kernel"] = py::make_tuple(plan_.k, plan_.depth);
+    d["kernel"] = py::make_tuple(plan_.size.k, plan_.size.depth);
     d["blocks"] = plan_.blocks;
     d["shared"] = plan_.shared;
     d["workspace"] = plan_.workspace;
@@ -47,12 +52,14 @@ class CudaPlan {
     d["weight_buffers"] = p.weight_buffers;
     d["block_outputs"] = p.block_outputs;
     d["passes"] = p.passes;
+    d["merged"] = plan_.prep.merged;
     return d;
   }
 
   const char* loader(uintptr_t x) const {
     constexpr const char* kNames[] = {"vector", "word", "scalar"};
-    return kNames[static_cast<int>(loader_of(plan_, pointer<void>(x)))];
+    const ConvParams& p = plan_.conv;
+    return kNames[static_cast<int>(loader_of(pointer<void>(x), p.x_strides, p.groups, p.channels, p.item))];
   }
 
   int64_t workspace() const { return plan_.workspace; }
@@ -68,9 +75,10 @@ void bind(py::module_& m) {
   // a ValueError says why the kernels can't do it, a RuntimeError what the CUDA runtime refused
   py::register_local_exception<Unservable>(m, "Unservable", PyExc_ValueError);
   py::class_<CudaPlan>(m, "CudaPlan", py::module_local())
-      .def(py::init<const RingModel&, const ConvShape&, bool, const Ints&, bool, int, std::optional<int>>(),
-           py::kw_only(), py::arg("model"), py::arg("shape"), py::arg("transpose"), py::arg("x_strides"),
-           py::arg("channels_last"), py::arg("device"), py::arg("shared") = py::none())
+      .def(py::init<const RingModel&, const ConvShape&, bool, bool, const Ints&, bool, int,
+                    std::optional<std::pair<int, int>>>(),
+           py::kw_only(), py::arg("model"), py::arg("shape"), py::arg("transpose"), py::arg("exact"),
+           py::arg("x_strides"), py::arg("channels_last"), py::arg("device"), py::arg("card") = py::none())
       .def("prepare", &CudaPlan::prepare)
       .def("run", &CudaPlan::run)
       .def("facts", &CudaPlan::facts)

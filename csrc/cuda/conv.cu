@@ -28,24 +28,27 @@ enum : int { kWeights = 1, kHalo = 2, kFull = 4, kFree = 6 };
 constexpr int kPairThreads = 2 * kGroupThreads;  // the multiplying warps and one group
 constexpr float kShrink = 1.0f / 1024;           // of float16 rings in a second attempt
 
-// Rows of the product's operands at a time.  In 3D the ring stage takes most of the time, and most of the registers.
-constexpr int rows_together(int depth) { return depth <= 1 ? 4 : depth == 7 ? 1 : 2; }
+// Rows of the product's operands at a time.  In 3D the ring stage takes most of the time, and most of the registers;
+// full float32 splits operands in two.
+constexpr int rows_together(int depth, bool split) { return depth == 7 || split ? 1 : depth <= 1 ? 4 : 2; }
 
 template <class T, int K, int KD>
-using ProductOf = Product<T, Rings<T, K, KD>::kFunctions, rows_together(KD)>;
+using ProductOf = Product<T, Rings<T, K, KD>::kFunctions, rows_together(KD, std::is_same_v<T, Float32>)>;
 
 // Rings of every other step, into shared memory.
 template <class T, int K, int KD>
 __device__ __forceinline__ void gather(const ConvParams& p, unsigned char* memory, int group, int thread) {
   using R = Rings<T, K, KD>;
-  constexpr int kChunk = kWords * T::kChannels;
+  constexpr int kChunk = kWords * T::kChannels, kItem = sizeof(typename T::Scalar);
   const unsigned char* const table = memory + p.gather_at;
   unsigned char* const halos = memory + group * p.halo_buffers * p.halo_bytes;
   unsigned char* const rings = memory + p.ring_at + group * ring_bytes(R::kFunctions);
   const auto load = [&](int task, int step, int buffer) {
     const int first = (K > 0 ? task : task / p.passes) * kChunk;  // one pass is enough for sizes that are known
-    const int64_t base = load_place(p, memory).base;
-    R::load(p, step, base + first * p.x_strides[1], p.channels - first, table, halos + buffer * p.halo_bytes, thread);
+    const int64_t base = load_place(p, memory).base + first * p.x_strides[1];
+    const Source source{static_cast<const unsigned char*>(p.x) + base * kItem, p.x_strides[1] * kItem,
+                        p.channels - first, p.plane, p.loader};
+    R::load(source, step, table, halos + buffer * p.halo_bytes, thread);
     commit_copies();
   };
   int buffer = 0;
@@ -153,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv(const __grid_constant__ Conv
     store_shared<int>(memory + p.pixel_at + 4 * threadIdx.x, rest > 0 ? 0 : pixel * kPixelBytes);
   }
   __syncthreads();
-  make_gather_table(p, load_place(p, memory), memory + p.gather_at);
+  make_gather_table<kThreads>(p, load_place(p, memory), memory + p.gather_at, threadIdx.x);
   __syncthreads();
 
   // float16 ends at 65504, which rings may leave where outputs, with small weights, don't: once more, then, with
@@ -177,23 +180,21 @@ __global__ void __launch_bounds__(kThreads, 1) conv(const __grid_constant__ Conv
 
 using Kernel = void (*)(ConvParams);
 
-Kernel kernel_of(DType type) {
-  if (type == DType::kFloat16) return conv<Float16, RADCONV_K, RADCONV_KD>;
-  if (type == DType::kBFloat16) return conv<BFloat16, RADCONV_K, RADCONV_KD>;
-  return conv<TF32, RADCONV_K, RADCONV_KD>;
+Kernel kernel_of(Format format) {
+  if (format == Format::kFloat16) return conv<Float16, RADCONV_K, RADCONV_KD>;
+  if (format == Format::kBFloat16) return conv<BFloat16, RADCONV_K, RADCONV_KD>;
+  if (format == Format::kTF32) return conv<TF32, RADCONV_K, RADCONV_KD>;
+  return conv<Float32, RADCONV_K, RADCONV_KD>;
 }
 
-cudaError_t prepare(DType type, int shared) { return prepare_kernel(kernel_of(type), shared); }
+cudaError_t prepare(Format format, int shared) { return prepare_kernel(kernel_of(format), shared); }
 
-cudaError_t launch(DType type, unsigned blocks, int shared, cudaStream_t stream, const ConvParams& params) {
-  return launch_kernel(kernel_of(type), blocks, kThreads, shared, stream, params);
+cudaError_t launch(Format format, unsigned blocks, int shared, cudaStream_t stream, const ConvParams& params) {
+  return launch_kernel(kernel_of(format), blocks, kThreads, shared, stream, params);
 }
 
 }  // namespace
 
-#define RADCONV_NAMED(K, KD) conv_##K##x##KD
-#define RADCONV_NAME(K, KD) RADCONV_NAMED(K, KD)
-const ConvKernels RADCONV_NAME(RADCONV_K, RADCONV_KD) = {
-    RADCONV_K, RADCONV_KD, Rings<TF32, RADCONV_K, RADCONV_KD>::kFunctions, prepare, launch};
+const SizedKernels<ConvParams> RADCONV_NAME(conv, RADCONV_K, RADCONV_KD) = {RADCONV_K, RADCONV_KD, prepare, launch};
 
 }  // namespace radconv::cuda

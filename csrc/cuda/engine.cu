@@ -28,20 +28,23 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-const ConvKernels& kernels_of(const Plan& plan) {
-  static const ConvKernels* const all[] = {
+const SizedKernels<ConvParams>& kernels_of(const Plan& plan) {
+  static const SizedKernels<ConvParams>* const all[] = {
 #define X(K, DEPTH) &conv_##K##x##DEPTH,
       RADCONV_CUDA_SIZES
 #undef X
   };
-  for (const ConvKernels* kernels : all)
-    if (kernels->k == plan.k && kernels->depth == plan.depth) return *kernels;
-  throw std::logic_error("no kernel of size " + std::to_string(plan.k) + " was compiled");
+  for (const auto* kernels : all)
+    if (kernels->k == plan.size.k && kernels->depth == plan.size.depth) return *kernels;
+  throw std::logic_error("no kernel of size " + std::to_string(plan.size.k) + " was compiled");
 }
 
 }  // namespace
 
-int most_shared(int device) { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device); }
+Card card(int device) {
+  return {attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          attribute(cudaDevAttrMultiProcessorCount, device)};
+}
 
 std::string why_not(int device) {
   const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
@@ -59,7 +62,7 @@ void prepare(const Plan& plan, int device) {
   expect_current(device);
   check(prepare_prep(8 * kMostPrepDoubles), "loading the preparation kernel");
   // as much as there is: the limit is the kernel's, and other plans may need more
-  check(kernels_of(plan).prepare(plan.dtype, most_shared(device)), "loading the convolution kernel");
+  check(kernels_of(plan).prepare(plan.format, card(device).shared), "loading the convolution kernel");
 }
 
 void run(const Plan& plan, int device, uintptr_t stream, const void* x, const Small& w, const Small& parameter,
@@ -67,12 +70,12 @@ void run(const Plan& plan, int device, uintptr_t stream, const void* x, const Sm
   expect_current(device);
   const cudaStream_t queue = reinterpret_cast<cudaStream_t>(stream);
   PrepParams prep = plan.prep;
-  prep.w = w.data;
-  prep.w_type = w.type;
-  prep.parameter = parameter.data;
-  prep.parameter_type = parameter.type;
+  prep.weights.w = w.data;
+  prep.weights.w_type = w.type;
+  prep.profile.parameter = parameter.data;
+  prep.profile.parameter_type = parameter.type;
+  prep.profile.tables = static_cast<const int*>(tables);
   prep.workspace = static_cast<unsigned char*>(workspace);
-  prep.tables = static_cast<const int*>(tables);
   check(launch_prep(plan.prep_blocks, plan.prep_shared, queue, prep), "launching the preparation");
   ConvParams conv = plan.conv;
   conv.x = x;
@@ -80,9 +83,9 @@ void run(const Plan& plan, int device, uintptr_t stream, const void* x, const Sm
   conv.bias = bias.data;
   conv.bias_type = bias.type;
   conv.workspace = prep.workspace;
-  conv.tables = prep.tables;
-  conv.loader = loader_of(plan, x);
-  check(kernels_of(plan).launch(plan.dtype, plan.blocks, plan.shared, queue, conv), "launching the convolution");
+  conv.tables = prep.profile.tables;
+  conv.loader = loader_of(x, conv.x_strides, conv.groups, conv.channels, conv.item);
+  check(kernels_of(plan).launch(plan.format, plan.blocks, plan.shared, queue, conv), "launching the convolution");
 }
 
 }  // namespace radconv::cuda

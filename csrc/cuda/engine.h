@@ -14,8 +14,8 @@ struct Small {  // a small tensor of any type; null where there is none
   DType type;
 };
 
-// What a block of this device may have, in bytes.  Throws std::runtime_error.
-int most_shared(int device);
+// What the planner asks of a device.  Throws std::runtime_error.
+Card card(int device);
 
 // One sentence, without a full stop, why the kernels in this library can't run on the device; empty when they can.
 std::string why_not(int device);

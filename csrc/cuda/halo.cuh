@@ -6,7 +6,7 @@
 
 #pragma once
 
-#include "cuda/conv.h"
+#include "cuda/geometry.h"
 #include "cuda/primitives.cuh"
 
 namespace radconv::cuda {
@@ -31,32 +31,27 @@ __device__ __forceinline__ int take(unsigned& index, int count) {
   return static_cast<int>(digit);
 }
 
-__device__ __forceinline__ Place place_of(const ConvParams& p, unsigned block) {
-  Place at;
-  at.out_block = take(block, p.out_blocks);
-  for (int axis = 2; axis >= 0; --axis) at.first[axis] = take(block, p.tiles[axis]) * p.tile[axis];
-  for (int axis = 2; axis >= 0; --axis) at.residue[axis] = take(block, p.classes[axis]);
-  at.group = take(block, p.groups);
-  at.image = static_cast<int>(block);
+// One of the tiles of all images, once the group is known.
+__device__ __forceinline__ void place_tile(const Geometry& p, Place& at, unsigned tile) {
+  for (int axis = 2; axis >= 0; --axis) at.first[axis] = take(tile, p.tiles[axis]) * p.tile[axis];
+  for (int axis = 2; axis >= 0; --axis) at.residue[axis] = take(tile, p.classes[axis]);
+  at.image = static_cast<int>(tile);
   for (int axis = 0; axis < 3; ++axis)
     at.origin[axis] = p.tables[p.origins[axis] + at.residue[axis]] + p.step[axis] * p.stride[axis] * at.first[axis];
   at.base = at.image * p.x_strides[0] + int64_t{at.group} * p.channels * p.x_strides[1];
   if (!p.wrap)
     for (int axis = 0; axis < 3; ++axis) at.base += at.origin[axis] * p.x_strides[2 + axis];
   at.scale = 1.0f;
-  return at;
 }
 
 static_assert(sizeof(Place) <= kPlaceBytes);
 
-__device__ __forceinline__ Place load_place(const ConvParams& p, const unsigned char* memory) {
-  return load_shared<Place>(memory + p.place_at);
-}
-
 // Bytes from there to each pixel of the halo, kOutside for zeros.
-__device__ __forceinline__ void make_gather_table(const ConvParams& p, const Place& at, unsigned char* table) {
+template <int THREADS>
+__device__ __forceinline__ void make_gather_table(const Geometry& p, const Place& at, unsigned char* table,
+                                                  int thread) {
   const int pixels = p.halo[0] * p.halo[1] * p.halo[2];
-  for (int pixel = threadIdx.x; pixel < pixels; pixel += kThreads) {
+  for (int pixel = thread; pixel < pixels; pixel += THREADS) {
     unsigned rest = pixel;
     int64_t offset = 0;
     bool inside = true;
@@ -74,19 +69,35 @@ __device__ __forceinline__ void make_gather_table(const ConvParams& p, const Pla
   }
 }
 
-// `pixels` pixels of one chunk of channels, by the 128 threads of a group.  `base` is the place of the chunk's first
-// channel, `left` how many channels there are from it on.
-template <class T>
-__device__ __forceinline__ void load_halo(const ConvParams& p, int64_t base, int left, const unsigned char* table,
-                                          unsigned char* to, int pixels, int thread) {
+// One chunk of channels of some pixels, for load_pixels.
+struct Source {
+  const unsigned char* data;  // the chunk's first channel at the place that the gather table counts from
+  int64_t channel;            // bytes from a channel to the next
+  int left;                   // channels that there are from that one on
+  int pixels;
+  Loader loader;
+};
+
+// A pixel's place in shared memory and its halves of 16 bytes.  Swizzled: every other four pixels have their halves the
+// other way round, so that eight pixels' halves share no banks.
+template <bool SWIZZLED>
+__device__ __forceinline__ int pixel_offset(int pixel, int half) {
+  return pixel * kPixelBytes + (SWIZZLED ? half ^ pixel / 4 % 2 : half) * 16;
+}
+
+// By the 128 threads of a group.
+template <class T, bool SWIZZLED>
+__device__ __forceinline__ void load_pixels(const Source& source, const unsigned char* table, unsigned char* to,
+                                            int thread) {
   using Scalar = typename T::Scalar;
   constexpr int kItem = sizeof(Scalar);
-  const unsigned char* const x = static_cast<const unsigned char*>(p.x) + base * kItem;
-  if (p.loader == Loader::kVector) {
+  const int pixels = source.pixels;
+  int left = source.left;
+  if (source.loader == Loader::kVector) {
     const int first = thread % 2 * 16, there = max(0, min(left * kItem - first, 16));
-    const unsigned char* const from = x + first;
+    const unsigned char* const from = source.data + first;
     table += thread / 2 * 4;
-    to += thread * 16;
+    to += pixel_offset<SWIZZLED>(thread / 2, thread % 2);
     if (left >= kWords * T::kChannels) {
 #pragma unroll 2
       for (int pixel = thread / 2; pixel < pixels; pixel += kGroupThreads / 2) {
@@ -104,7 +115,7 @@ __device__ __forceinline__ void load_halo(const ConvParams& p, int64_t base, int
     for (int pixel = thread / 2; pixel < pixels; pixel += kGroupThreads / 2) {
       const unsigned offset = load_shared<unsigned>(table);
       const int bytes = offset == kOutside ? 0 : there;
-      copy_async<16>(to, bytes ? from + offset : x, bytes);
+      copy_async<16>(to, bytes ? from + offset : source.data, bytes);
       table += kGroupThreads / 2 * 4;
       to += kGroupThreads * 16;
     }
@@ -112,28 +123,28 @@ __device__ __forceinline__ void load_halo(const ConvParams& p, int64_t base, int
   }
   // A warp takes 8 pixels by 4 words, twice: neighbours in memory, whatever the layout, and few shared banks.
   const int word = thread / 8 % 4;
-  const int64_t step = T::kChannels * p.x_strides[1] * kItem;  // from one word to the next
-  const unsigned char* const from = x + word * step;
+  const int64_t step = T::kChannels * source.channel;  // from one word to the next
+  const unsigned char* const from = source.data + word * step;
   left -= word * T::kChannels;
 #pragma unroll 1
   for (int pixel = thread / 32 * 8 + thread % 8; pixel < pixels; pixel += kGroupThreads / 4) {
     const unsigned offset = load_shared<unsigned>(table + 4 * pixel);
 #pragma unroll
-    for (int first = 0; first < kWords; first += 4) {
-      const int channels = offset == kOutside ? 0 : left - first * T::kChannels;
-      const unsigned char* const source = from + offset + first * step;
-      unsigned char* const target = to + pixel * kPixelBytes + 4 * (word + first);
+    for (int half = 0; half < 2; ++half) {
+      const int channels = offset == kOutside ? 0 : left - half * 4 * T::kChannels;
+      const unsigned char* const at = from + offset + half * 4 * step;
+      unsigned char* const target = to + pixel_offset<SWIZZLED>(pixel, half) + 4 * word;
       if (channels <= 0) {
         store_shared<uint32_t>(target, 0);
-      } else if (p.loader == Loader::kWord) {
+      } else if (source.loader == Loader::kWord) {
         if (channels >= T::kChannels)
-          copy_async<4>(target, source);
+          copy_async<4>(target, at);
         else
-          copy_async<4>(target, source, channels * kItem);
+          copy_async<4>(target, at, channels * kItem);
       } else if constexpr (kItem == 2) {
-        const Scalar* const channel = reinterpret_cast<const Scalar*>(source);
-        const uint32_t high = channels > 1 ? channel[p.x_strides[1]] : 0;
-        store_shared<uint32_t>(target, channel[0] | high << 16);
+        const uint32_t low = *reinterpret_cast<const Scalar*>(at);
+        const uint32_t high = channels > 1 ? *reinterpret_cast<const Scalar*>(at + source.channel) : 0;
+        store_shared<uint32_t>(target, low | high << 16);
       }
     }
   }

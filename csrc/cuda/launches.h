@@ -1,4 +1,4 @@
-// The launchers of each kernel file: one pair of functions a kernel, and the table of the convolution's sizes.
+// The launchers of each kernel file: one pair of functions a kernel, for some a pair for each size.
 
 #pragma once
 
@@ -14,18 +14,22 @@ namespace radconv::cuda {
 cudaError_t prepare_prep(int shared);
 cudaError_t launch_prep(unsigned blocks, int shared, cudaStream_t stream, const PrepParams& params);
 
-// The convolution for kernels of one size, k wide and high and `depth` deep; 0 for any size.
-struct ConvKernels {
+// The kernels of one file for kernels of one size, k wide and high and `depth` deep; 0 for any size.
+template <class Params>
+struct SizedKernels {
   int k, depth;
-  int functions;  // of the basis, that a step makes at most
-  cudaError_t (*prepare)(DType type, int shared);
-  cudaError_t (*launch)(DType type, unsigned blocks, int shared, cudaStream_t stream, const ConvParams& params);
+  cudaError_t (*prepare)(Format format, int shared);
+  cudaError_t (*launch)(Format format, unsigned blocks, int shared, cudaStream_t stream, const Params& params);
 };
 
 // One for each pair of RADCONV_CUDA_SIZES, a list X(k, depth) X(k, depth) ... from CMakeLists.txt; 0, 0 is last.
-#define RADCONV_DECLARE(K, DEPTH) extern const ConvKernels conv_##K##x##DEPTH;
+#define RADCONV_DECLARE(K, DEPTH) extern const SizedKernels<ConvParams> conv_##K##x##DEPTH;
 #define X RADCONV_DECLARE
 RADCONV_CUDA_SIZES
 #undef X
+
+// The name that a file gives to its kernels of the size that it is compiled for.
+#define RADCONV_NAMED(FILE, K, DEPTH) FILE##_##K##x##DEPTH
+#define RADCONV_NAME(FILE, K, DEPTH) RADCONV_NAMED(FILE, K, DEPTH)
 
 }  // namespace radconv::cuda

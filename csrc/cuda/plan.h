@@ -3,43 +3,32 @@
 #pragma once
 
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "cuda/conv.h"
+#include "cuda/cost.h"
+#include "cuda/geometry.h"
 #include "cuda/prep.h"
 #include "radconv.h"
 
 namespace radconv::cuda {
 
-// A convolution that the kernels can't do; what() is one sentence without a full stop.
-struct Unservable : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
+// Functions of the basis that a step of a compiled kernel makes at most.
+constexpr int functions_of(const KernelSize& size) { return size.k > 0 ? size.k / 2 + 1 : kTableFunctions; }
 
 struct Plan {
-  int k = 0, depth = 0;  // of the kernel, 0 for any size
+  KernelSize size{};
   ConvParams conv{};
   PrepParams prep{};
   std::vector<int32_t> tables;  // to be copied to the device, 8-byte aligned
   int64_t workspace = 0;        // bytes, 256-byte aligned
   unsigned blocks = 0, prep_blocks = 0;
   int shared = 0, prep_shared = 0;
-  DType dtype = DType::kFloat32;
+  Format format = Format::kFloat32;
 };
 
-// `most_shared`: bytes of shared memory that a block may have.  `transpose` as in cpu::conv.
-Plan make_plan(const ConvShape& shape, const RingModel& model, bool transpose, const Strides& x, const Strides& y,
-               int most_shared);
-
-// Sizes of the compiled kernels, (k, depth), any size last.
-struct KernelSize {
-  int k, depth, functions;
-};
-const std::vector<KernelSize>& kernel_sizes();
-
-// How channels come into shared memory when x is at this address.
-Loader loader_of(const Plan& plan, const void* x);
+// `exact`: float32 is multiplied as such, not in TF32.  `transpose` as in cpu::conv.
+Plan make_plan(const ConvShape& shape, const RingModel& model, bool transpose, bool exact, const Strides& x,
+               const Strides& y, const Card& card);
 
 }  // namespace radconv::cuda

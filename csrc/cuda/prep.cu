@@ -12,8 +12,7 @@
 #include "cuda/conv.h"
 #include "cuda/launches.h"
 #include "cuda/primitives.cuh"
-#include "cuda/scalars.cuh"
-#include "profile.h"
+#include "cuda/profile.cuh"
 
 namespace radconv::cuda {
 namespace {
@@ -21,10 +20,6 @@ namespace {
 __device__ __forceinline__ double warp_sum(double v) {
   for (int mask = 16; mask > 0; mask /= 2) v += __shfl_xor_sync(0xffffffffu, v, mask);
   return v;
-}
-
-__device__ __forceinline__ double number(const PrepParams& p, int place, int index) {
-  return reinterpret_cast<const double*>(p.tables + place)[index];
 }
 
 // A matrix of doubles in shared memory.
@@ -40,18 +35,10 @@ struct Matrix {
   }
 };
 
-__device__ __forceinline__ double profile_at(const PrepParams& p, int ring, int bucket) {
-  if (p.family == Family::kIdentity) return ring == bucket;
-  if (p.family == Family::kCustom) return as_float(p.parameter, ring * p.buckets + bucket, p.parameter_type);
-  const double offset = p.family == Family::kGaussian ? number(p, p.radii, bucket) - number(p, p.centres, ring) : 0.0;
-  return profile_value(p.family, as_float(p.parameter, ring, p.parameter_type), p.sigma_min, p.sigma_max, ring, bucket,
-                       offset)
-      .value;
-}
-
 // Gram-Schmidt by one warp, a lane for every 32nd bucket, each row swept twice: once is not orthogonal to rounding when
 // rings overlap.  `basis` holds P and ends as Q.
-__device__ __forceinline__ void orthogonalise(const PrepParams& p, const Matrix& basis, const Matrix& mix, int lane) {
+__device__ __forceinline__ void orthogonalise(const ProfileParams& p, int rows, const Matrix& basis, const Matrix& mix,
+                                              int lane) {
   const auto dot = [&](int a, int b) {
     double sum = 0;
     for (int s = lane; s < p.buckets; s += 32) sum += number(p, p.counts, s) * basis.get(a, s) * basis.get(b, s);
@@ -72,7 +59,7 @@ __device__ __forceinline__ void orthogonalise(const PrepParams& p, const Matrix&
     const double norm =
         p.rings == 1 ? 1.0 : sqrt(after);  // one ring needs no basis, and weights stay as exact as they are
     if (lane == 0)
-      for (int j = i; j < p.rows; ++j) mix.set(i, j, j == i && independent ? norm : 0.0);
+      for (int j = i; j < rows; ++j) mix.set(i, j, j == i && independent ? norm : 0.0);
     for (int s = lane; s < p.buckets; s += 32) basis.set(i, s, independent ? basis.get(i, s) / norm : 0.0);
   }
 }
@@ -81,6 +68,7 @@ template <class T>
 __device__ __forceinline__ void fold(const PrepParams& p, const Matrix& mix, int exponent) {
   using Scalar = typename T::Scalar;
   constexpr int kChunk = kWords * T::kChannels;
+  const WeightParams& w = p.weights;
   const int64_t count = int64_t{p.groups} * p.out_blocks * p.chunks * p.block_outputs * kChunk;
   for (int64_t i = int64_t{blockIdx.x} * kPrepThreads + threadIdx.x; i < count;
        i += int64_t{gridDim.x} * kPrepThreads) {
@@ -91,15 +79,19 @@ __device__ __forceinline__ void fold(const PrepParams& p, const Matrix& mix, int
     const int in = static_cast<int>(rest % p.chunks) * kChunk + channel;
     rest /= p.chunks;
     const int out = static_cast<int>(rest % p.out_blocks) * p.block_outputs + output;
-    const bool there = in < p.channels && out < p.outputs;
-    const int64_t from = rest / p.out_blocks * p.w_group + out * p.w_out + in * p.w_in;
+    // groups that were merged don't see each other
+    const int outputs = p.outputs / p.merged, channels = p.channels / p.merged;
+    const bool there = in < p.channels && out < p.outputs && in / channels == out / outputs;
+    const int64_t group = rest / p.out_blocks * p.merged + out / outputs;
+    const int64_t from = group * w.group + out % outputs * w.out + in % channels * w.in;
     const int half = channel * static_cast<int>(sizeof(Scalar)) / 16 ^ output / 4 % 2;
-    unsigned char* const to = p.workspace + p.weights + block * p.passes * p.per_pass * p.block_outputs * kPixelBytes +
+    unsigned char* const to = p.workspace + p.folded + block * p.passes * p.per_pass * p.block_outputs * kPixelBytes +
                               output * kPixelBytes + half * 16 + channel * sizeof(Scalar) % 16;
     for (int r = 0; r < p.passes * p.per_pass; ++r) {
       double sum = 0;
       if (there && r < p.rows)
-        for (int ring = 0; ring < p.rings; ++ring) sum += as_float(p.w, from + ring, p.w_type) * mix.get(ring, r);
+        for (int ring = 0; ring < p.profile.rings; ++ring)
+          sum += as_float(w.w, from + ring, w.w_type) * mix.get(ring, r);
       *reinterpret_cast<Scalar*>(to + int64_t{r} * p.block_outputs * kPixelBytes) =
           T::operand(static_cast<float>(ldexp(sum, -exponent)));
     }
@@ -107,42 +99,42 @@ __device__ __forceinline__ void fold(const PrepParams& p, const Matrix& mix, int
 }
 
 __global__ void __launch_bounds__(kPrepThreads, 2) prepare(const __grid_constant__ PrepParams p) {
+  const ProfileParams& profile = p.profile;
+  const int rings = profile.rings, buckets = profile.buckets;
   unsigned char* const memory = shared_memory();
-  const Matrix basis{memory, p.buckets}, mix{memory + 8 * p.rings * p.buckets, p.rows};
-  const bool diagonal = p.rings >= p.buckets;  // P itself is L, and Q only scales
-  for (int i = threadIdx.x; i < p.rings * p.buckets; i += kPrepThreads) {
-    const int ring = i / p.buckets, bucket = i % p.buckets;
-    const double value = profile_at(p, ring, bucket);
-    if (diagonal)
-      mix.set(ring, bucket, value);
-    else
-      basis.set(ring, bucket, value);
+  const Matrix basis{memory, buckets}, mix{memory + 8 * rings * buckets, p.rows};
+  const bool diagonal = rings >= buckets;  // P itself is L, and Q only scales
+  for (int i = threadIdx.x; i < rings * buckets; i += kPrepThreads) {
+    const double value = profile_at(profile, i / buckets, i % buckets).value;
+    (diagonal ? mix : basis).set(i / buckets, i % buckets, value);
   }
   if (diagonal)
-    for (int i = threadIdx.x; i < p.buckets * p.buckets; i += kPrepThreads)
-      basis.set(i / p.buckets, i % p.buckets, i / p.buckets == i % p.buckets);
+    for (int i = threadIdx.x; i < buckets * buckets; i += kPrepThreads)
+      basis.set(i / buckets, i % buckets, i / buckets == i % buckets);
   __syncthreads();
-  if (!diagonal && threadIdx.x < 32) orthogonalise(p, basis, mix, threadIdx.x);
+  if (!diagonal && threadIdx.x < 32) orthogonalise(profile, p.rows, basis, mix, threadIdx.x);
   __syncthreads();
   double largest = 0;
-  for (int i = 0; i < p.rings * p.rows; ++i) largest = fmax(largest, fabs(mix.get(i / p.rows, i % p.rows)));
+  for (int i = 0; i < rings * p.rows; ++i) largest = fmax(largest, fabs(mix.get(i / p.rows, i % p.rows)));
   int exponent = 0;
   if (largest > 0 && largest < INFINITY) exponent = ilogb(largest) + 1;
 
   if (blockIdx.x == 0)
-    for (int i = threadIdx.x; i < p.shells * p.basis_pitch; i += kPrepThreads) {
-      const int at = i % p.basis_pitch, column = p.tables[p.columns + i / p.basis_pitch];
+    for (int i = threadIdx.x; i < profile.shells * p.basis_pitch; i += kPrepThreads) {
+      const int at = i % p.basis_pitch, column = profile.tables[profile.columns + i / p.basis_pitch];
       const int r = at / p.slot * p.per_pass + at % p.slot;
       const bool there = at % p.slot < p.per_pass && r < p.rows && column >= 0;
       reinterpret_cast<float*>(p.workspace)[i] =
           there ? static_cast<float>(ldexp(basis.get(r, column), exponent)) : 0.0f;
     }
-  if (p.type == DType::kFloat16)
+  if (p.format == Format::kFloat16)
     fold<Float16>(p, mix, exponent);
-  else if (p.type == DType::kBFloat16)
+  else if (p.format == Format::kBFloat16)
     fold<BFloat16>(p, mix, exponent);
-  else
+  else if (p.format == Format::kTF32)
     fold<TF32>(p, mix, exponent);
+  else
+    fold<Float32>(p, mix, exponent);
 }
 
 }  // namespace

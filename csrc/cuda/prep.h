@@ -4,7 +4,8 @@
 
 #include <cstdint>
 
-#include "radconv.h"
+#include "cuda/conv.h"
+#include "cuda/profile_params.h"
 
 namespace radconv::cuda {
 
@@ -12,23 +13,18 @@ constexpr int kPrepThreads = 256;
 constexpr int kMostPrepDoubles = 6144;  // of P and L: what fits the 48 KiB that every block has
 
 struct PrepParams {
-  const void* w;
-  const void* parameter;  // sigma (rings) or P (rings, buckets); null for families without
-  DType w_type, parameter_type;
-  unsigned char* workspace;  // basis at 0, weights at `weights`
-  const int* tables;
+  ProfileParams profile;
+  WeightParams weights;
+  unsigned char* workspace;  // basis at 0, folded weights at `folded`
 
-  Family family;
-  int rings, buckets, rows;  // rows of the basis: min(rings, buckets)
-  double sigma_min, sigma_max;
-  int radii, counts, centres, columns;      // places in `tables`; columns: the bucket of each shell, or -1
-  int shells, basis_pitch, slot, per_pass;  // function r of the basis lies at r / per_pass * slot + r % per_pass
+  int rows;                         // of the basis: min(rings, buckets)
+  int basis_pitch, slot, per_pass;  // function r of the basis lies at r / per_pass * slot + r % per_pass
 
-  int64_t w_group, w_out, w_in;   // strides, in elements
-  int channels, outputs, groups;  // the first two of one group
+  // Channels and outputs of one group of the convolution, which may be `merged` groups of the weights.
+  int channels, outputs, groups, merged;
   int out_blocks, block_outputs, chunks, passes;
-  int64_t weights;
-  DType type;  // of the folded weights
+  int64_t folded;
+  Format format;
 };
 
 }  // namespace radconv::cuda

@@ -1,12 +1,11 @@
 // The product: rings (pixels x functions) by folded weights (functions x outputs) on the matrix units, and the way out.
 //
 // Four warps share 128 pixels by up to 128 outputs: two by two, 64 by 64 each, or, with at most 64 outputs, one above
-// the other, 32 by 64 each.  The sums stay in registers over all channels.
+// the other, 32 by 64 each; half a tile two by two, 32 pixels each.  The sums stay in registers over all channels.
 
 #pragma once
 
-#include "cuda/conv.h"
-#include "cuda/halo.cuh"
+#include "cuda/block.cuh"
 #include "cuda/primitives.cuh"
 #include "cuda/rings.cuh"
 #include "cuda/scalars.cuh"
@@ -19,20 +18,22 @@ struct alignas(8) Float2 {
 
 // What one of the four warps multiplies.
 struct Share {
-  bool wide;    // more than 64 outputs: half of them for each warp, of 64 pixels; else all, of 32 pixels
-  int outputs;  // none where <= 0
+  int pixels, outputs;  // at most 64 each; no outputs where <= 0
   int first_output, first_pixel, lane;
 
   __device__ __forceinline__ Share(const ConvParams& p, int out_block, int thread) {
     const int of_block = min(p.block_outputs, p.outputs - out_block * p.block_outputs);
-    wide = of_block > 64;
-    first_output = wide ? thread / 64 * 64 : 0;
-    first_pixel = wide ? thread / 32 % 2 * 64 : thread / 32 * 32;
-    outputs = min(64, of_block - first_output);
+    const bool half = p.tile[1] < kTileHeight && p.tile[2] == kTileWidth && p.tile[0] == 1;  // of a tile: 64 pixels
+    const bool two_by_two = half || of_block > 64;
+    const int width = of_block > 64 ? 64 : half ? 32 : 64;
+    pixels = two_by_two && !half ? 64 : 32;
+    first_output = two_by_two ? thread / 64 * width : 0;
+    first_pixel = two_by_two ? thread / 32 % 2 * pixels : thread / 32 * 32;
+    outputs = min(width, of_block - first_output);
     lane = thread % 32;
   }
 
-  __device__ __forceinline__ bool has(int pixel_block) const { return pixel_block < 2 || wide; }
+  __device__ __forceinline__ bool has(int pixel_block) const { return pixel_block < 2 || pixels == 64; }
 };
 
 // kRows blocks of 16 pixels at a time meet an operand of weights: 4, or fewer where registers are short.
@@ -52,7 +53,7 @@ struct Product {
   // Adds some functions: weights (functions, block_outputs, kPixelBytes).
   __device__ __forceinline__ void add(const Share& share, const unsigned char* rings, const unsigned char* weights,
                                       int functions, int block_outputs) {
-    if (share.outputs == 64 && share.wide)
+    if (share.outputs == 64 && share.pixels == 64)
       add<true>(share, rings, weights, functions, block_outputs);
     else if (share.outputs > 0)
       add<false>(share, rings, weights, functions, block_outputs);
@@ -130,7 +131,7 @@ struct Product {
     const bool along_pixels = p.y_strides[1] != 1;
     const int64_t image = at.image * p.y_strides[0];
     const float back = 1.0f / at.scale;
-    for (int i = lane; i < (share.wide ? 64 : 32) * 64; i += 32) {
+    for (int i = lane; i < share.pixels * 64; i += 32) {
       const int pixel = along_pixels ? i / 1024 * 16 + i % 16 : i / 64, channel = along_pixels ? i / 16 % 64 : i % 64;
       if (channel >= share.outputs) continue;
       unsigned rest = share.first_pixel + pixel;

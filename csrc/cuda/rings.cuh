@@ -9,8 +9,7 @@
 
 #pragma once
 
-#include "cuda/conv.h"
-#include "cuda/halo.cuh"
+#include "cuda/block.cuh"
 #include "cuda/primitives.cuh"
 #include "cuda/taps.cuh"
 
@@ -38,33 +37,29 @@ __device__ __forceinline__ void store_rings(unsigned char* rings, int pixel, int
         T::pack(values[i]));
 }
 
-template <class T, int K, int KD>
-struct Rings {
+// Shell sums of one size, one column of a tile of HEIGHT rows at a time.
+template <class T, int K, int KD, int HEIGHT = kTileHeight>
+struct Shells {
   using Taps = Ball<K, KD>;
-  static constexpr int kReach = K / 2, kFunctions = K / 2 + 1, kSteps = KD / 2 + 1, kChannels = T::kChannels;
-  static constexpr int kHaloWidth = kTileWidth + K - 1, kHaloHeight = kTileHeight + K - 1;
+  static constexpr int kReach = K / 2, kSteps = KD / 2 + 1, kChannels = T::kChannels;
+  static constexpr int kHaloWidth = kTileWidth + K - 1, kHaloHeight = HEIGHT + K - 1;
   static constexpr int kPlane = kHaloWidth * kHaloHeight;  // pixels
-  static constexpr int kPitch = (kFunctions + 3) / 4 * 4;  // of the basis, floats
-  // outputs at a time: they share the loads of the basis
-  static constexpr int kTogether = kChannels * K < 14 ? 4 : kChannels * K < 22 ? 2 : 1;
-
-  using Sums = float[kTileHeight][kFunctions][kChannels];
 
   // The halo of step dz: the planes -dz and dz, or the one plane 0.
-  static __device__ __forceinline__ void load(const ConvParams& p, int dz, int64_t base, int left,
-                                              const unsigned char* table, unsigned char* to, int thread) {
+  static __device__ __forceinline__ void load(const Source& source, int dz, const unsigned char* table,
+                                              unsigned char* to, int thread) {
     constexpr int kPlanes = KD > 1 ? 2 : 1;
 #pragma unroll 1
     for (int plane = 0; plane < kPlanes && plane <= dz; ++plane)
-      load_halo<T>(p, base, left, table + 4 * kPlane * (KD / 2 + (plane == 0 ? -dz : dz)),
-                   to + plane * kPlane * kPixelBytes, kPlane, thread);
+      load_pixels<T, false>(source, table + 4 * source.pixels * (KD / 2 + (plane == 0 ? -dz : dz)),
+                            to + plane * kPlane * kPixelBytes, thread);
   }
 
   // x[-dx] + x[dx] in one row of the step's planes.
-  template <int DZ, int DX>
+  template <int PLANES, int DX>
   static __device__ __forceinline__ void pair(float (&sum)[kChannels], const unsigned char* row) {
 #pragma unroll
-    for (int plane = 0; plane < (DZ > 0 ? 2 : 1); ++plane) {
+    for (int plane = 0; plane < PLANES; ++plane) {
       const unsigned char* at = row + plane * kPlane * kPixelBytes;
       const uint32_t left = load_shared<uint32_t>(at - DX * kPixelBytes);
       const uint32_t right = DX > 0 ? load_shared<uint32_t>(at + DX * kPixelBytes) : 0;
@@ -76,33 +71,32 @@ struct Rings {
     }
   }
 
-  // Adds step DZ to the sums; the last step stores them, row by row.
-  template <int DZ>
-  static __device__ __forceinline__ void step(const ConvParams& p, Sums& sums, int, const unsigned char* halo,
-                                              const unsigned char* memory, unsigned char* rings, int thread) {
+  // Sums of step DZ (of both planes, or with PLANES == 1 of one) by squared distance within the plane, TOGETHER rows
+  // at a time: sink.begin<row>() before the rows from there on, sink.radius<square>() before the sums of a distance,
+  // sink.add<square, row>(sum), sink.end<row>().  Where not sink.whole(), the upper half of the tile is all there is.
+  template <int DZ, int PLANES, int TOGETHER, class Sink>
+  static __device__ __forceinline__ void walk(Sink& sink, const unsigned char* halo, int thread) {
     using Here = Plane<K, KD, DZ>;
-    const int word = thread % kWords, column = thread / kWords;
-    const unsigned char* const basis = memory + p.basis_at;
-    const unsigned char* const lane = halo + (kReach * kHaloWidth + kReach + column) * kPixelBytes + 4 * word;
-    float pairs[kTileHeight + 2 * kReach][kReach + 1][kChannels];
-    static_for<kTileHeight / kTogether>([&](auto strip) {
-      constexpr int first = strip * kTogether;
+    const unsigned char* const lane =
+        halo + (kReach * kHaloWidth + kReach + thread / kWords) * kPixelBytes + 4 * (thread % kWords);
+    float pairs[HEIGHT + 2 * kReach][kReach + 1][kChannels];
+    const auto rows_from = [&](auto strip) {
+      constexpr int first = strip * TOGETHER;
+      sink.template begin<first>();
       static_for<kReach + 1>([&](auto dx) {
         constexpr int height = Here::height(dx);
         if constexpr (height >= 0) {
-          constexpr int from = first + (strip == 0 ? -height : height), to = first + kTogether + height;
+          constexpr int from = first + (strip == 0 ? -height : height), to = first + TOGETHER + height;
           static_for<to - from>([&](auto i) {
             constexpr int row = from + i;
-            pair<DZ, dx>(pairs[row + kReach][dx], lane + row * kHaloWidth * kPixelBytes);
+            pair<PLANES, dx>(pairs[row + kReach][dx], lane + row * kHaloWidth * kPixelBytes);
           });
         }
       });
       static_for<Here::radii()>([&](auto index) {
-        constexpr int square = Here::radius(index), shell = Taps::shell(square + DZ * DZ);
-        Float4 value[kPitch / 4];
-#pragma unroll
-        for (int i = 0; i < kPitch / 4; ++i) value[i] = load_shared<Float4>(basis + 4 * (shell * kPitch + 4 * i));
-        static_for<kTogether>([&](auto r) {
+        constexpr int square = Here::radius(index);
+        sink.template radius<square>();
+        static_for<TOGETHER>([&](auto r) {
           constexpr int row = first + r + kReach;
           float sum[kChannels];
           static_for<Here::count(square)>([&](auto t) {
@@ -114,19 +108,78 @@ struct Rings {
               sum[j] = t == 0 ? term : sum[j] + term;
             }
           });
-#pragma unroll
-          for (int i = 0; i < kFunctions; ++i)
-#pragma unroll
-            for (int j = 0; j < kChannels; ++j) {
-              float& total = sums[first + r][i][j];
-              total = DZ == 0 && index == 0 ? value[i / 4].v[i % 4] * sum[j] : total + value[i / 4].v[i % 4] * sum[j];
-            }
+          sink.template add<square, first + r>(sum);
         });
       });
-      if constexpr (DZ == kSteps - 1)
-        static_for<kTogether>(
-            [&](auto r) { store_rings<T, kFunctions>(rings, column, first + r, word, sums[first + r]); });
-    });
+      sink.template end<first>();
+    };
+    constexpr int kStrips = HEIGHT / TOGETHER, kUpper = kStrips > 1 ? kStrips / 2 : 1;
+    static_for<kUpper>(rows_from);
+    if (sink.whole())
+      static_for<kStrips - kUpper>([&](auto strip) { rows_from(std::integral_constant<int, kUpper + strip>{}); });
+  }
+};
+
+// Functions of the basis: every shell meets its value in each of them.
+template <class T, int K, int KD>
+struct Rings : Shells<T, K, KD> {
+  using Base = Shells<T, K, KD>;
+  static constexpr int kFunctions = K / 2 + 1, kChannels = T::kChannels;
+  static constexpr int kPitch = (kFunctions + 3) / 4 * 4;  // of the basis, floats
+  // outputs at a time: they share the loads of the basis
+  static constexpr int kTogether = kChannels * K < 14 ? 4 : kChannels * K < 22 ? 2 : 1;
+
+  using Sums = float[kTileHeight][kFunctions][kChannels];
+
+  template <int DZ>
+  struct Combine {
+    Sums& sums;
+    const unsigned char* basis;
+    unsigned char* rings;
+    int thread;
+    bool is_whole;
+    Float4 value[kPitch / 4];
+
+    __device__ __forceinline__ bool whole() const { return is_whole; }
+
+    template <int ROW>
+    __device__ __forceinline__ void begin() {}
+
+    template <int SQUARE>
+    __device__ __forceinline__ void radius() {
+      constexpr int shell = Base::Taps::shell(SQUARE + DZ * DZ);
+#pragma unroll
+      for (int i = 0; i < kPitch / 4; ++i) value[i] = load_shared<Float4>(basis + 4 * (shell * kPitch + 4 * i));
+    }
+
+    template <int SQUARE, int ROW>
+    __device__ __forceinline__ void add(const float (&sum)[kChannels]) {
+#pragma unroll
+      for (int i = 0; i < kFunctions; ++i)
+#pragma unroll
+        for (int j = 0; j < kChannels; ++j) {
+          float& total = sums[ROW][i][j];
+          const float term = value[i / 4].v[i % 4] * sum[j];
+          total = DZ == 0 && SQUARE == 0 ? term : total + term;
+        }
+    }
+
+    // The last step stores them.
+    template <int ROW>
+    __device__ __forceinline__ void end() {
+      if constexpr (DZ == Base::kSteps - 1)
+        static_for<kTogether>([&](auto r) {
+          store_rings<T, kFunctions>(rings, thread / kWords, ROW + r, thread % kWords, sums[ROW + r]);
+        });
+    }
+  };
+
+  // Adds step DZ to the sums.
+  template <int DZ>
+  static __device__ __forceinline__ void step(const ConvParams& p, Sums& sums, int, const unsigned char* halo,
+                                              const unsigned char* memory, unsigned char* rings, int thread) {
+    Combine<DZ> sink{sums, memory + p.basis_at, rings, thread, p.tile[1] == kTileHeight, {}};
+    Base::template walk<DZ, (DZ > 0 ? 2 : 1), kTogether>(sink, halo, thread);
   }
 };
 
@@ -138,9 +191,9 @@ struct Rings<T, 0, 0> {
 
   struct Sums {};  // nothing stays from one step to the next
 
-  static __device__ __forceinline__ void load(const ConvParams& p, int, int64_t base, int left,
-                                              const unsigned char* table, unsigned char* to, int thread) {
-    load_halo<T>(p, base, left, table, to, p.halo[0] * p.halo[1] * p.halo[2], thread);
+  static __device__ __forceinline__ void load(const Source& source, int, const unsigned char* table, unsigned char* to,
+                                              int thread) {
+    load_pixels<T, false>(source, table, to, thread);
   }
 
   template <int DZ>

@@ -111,6 +111,7 @@ class _Plan:
             model=ring_model(self.c, problem.options),
             shape=conv_shape(self.c, problem, adjoint),
             transpose=reads_transposed(problem, adjoint),
+            exact=problem.precision != "tf32",
             x_strides=x_strides,
             channels_last=problem.channels_last,
             device=problem.device.index or 0,
@@ -183,8 +184,6 @@ class CudaEngine:
         elif device.type != "cuda" or torch.version.hip is not None:
             where = "an AMD GPU" if device.type == "cuda" else str(device)
             return f"needs tensors on an NVIDIA GPU, these are on {where}"
-        if problem.dtype is torch.float32 and problem.precision != "tf32":
-            return "multiplies float32 in TF32, which torch.backends.cudnn.conv.fp32_precision doesn't allow"
         ins, outs = problem.in_channels // o.groups, problem.out_channels // o.groups
         if o.engine == "auto" and o.groups > 1 and ins <= 2 and outs <= 8:
             return f"would multiply mostly zeros with groups of {ins} to {outs} channels"

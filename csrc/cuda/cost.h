@@ -1,0 +1,71 @@
+// What a plan costs: the one model that tile sizes, splits and the choice between fused and dense go by.
+//
+// Its unit is the clock of a multiprocessor.  The constants are counted from compiled code (benchmarks/README.md) for
+// sm_90 and bfloat16; none has been measured on a card.  They rank plans of one problem, and promise no time.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cuda/geometry.h"
+
+namespace radconv::cuda {
+
+struct Card {
+  int shared;           // bytes that a block may have
+  int multiprocessors;  // a block of the convolution takes one
+};
+
+constexpr double kSlotsPerClock = 128;       // issue slots of a multiprocessor, counted per lane
+constexpr double kStartClocks = 3000;        // of a block: tables, first copies, way out
+constexpr double kTapSlots = 0.5;            // additions of a shell, one for every other tap
+constexpr double kHaloSlots = 1.2;           // of a pixel of the halo, for each column of the kernel's half
+constexpr double kTableTapSlots = 2.5;       // of a tap in a kernel of any size
+constexpr double kOtherSlots = 8;            // of a pixel: packing, storing, loops
+constexpr double kFunctionSlots = 2.0;       // of the product, for one function and 128 outputs
+constexpr double kProductSlots = 14;         // of the product, whatever its size
+constexpr double kDenseFlopPerClock = 2800;  // 650 TFLOP/s on 132 multiprocessors
+constexpr int kDenseTile = 128;              // pixels of a dense kernel's block, whose outputs are 64
+
+struct Stage {
+  int64_t pixels, halo;  // of one block, and of its halo
+  int64_t taps;
+  int k;  // 0: any size
+  int shells, functions, outputs;
+  int64_t steps;  // chunks of `channels` channels
+  int channels;
+};
+
+inline double waves(int64_t blocks, int multiprocessors) {
+  return static_cast<double>(ceil_div(std::max<int64_t>(blocks, 1), multiprocessors));
+}
+
+// Of the ring stage, for a pixel of a channel.
+inline double ring_slots(const Stage& s) {
+  const double halo = static_cast<double>(s.halo) / static_cast<double>(s.pixels);
+  const double sums = s.k > 0 ? kTapSlots * s.taps + kHaloSlots * (s.k / 2 + 1) * halo : kTableTapSlots * s.taps + halo;
+  return sums + double{1} * s.shells * s.functions + kOtherSlots;
+}
+
+// One block of the fused convolution.
+inline double block_clocks(const Stage& s) {
+  const double product = kFunctionSlots * s.functions * s.outputs / 128 + kProductSlots;
+  return kStartClocks +
+         static_cast<double>(s.steps * s.channels * s.pixels) * (ring_slots(s) + product) / kSlotsPerClock;
+}
+
+// The dense convolution, as good as there is one.
+inline double dense_clocks(const ConvShape& shape, const Card& card, int chunk) {
+  double pixels = static_cast<double>(shape.batch), taps = 1;
+  for (const Axis& a : shape.axis) {
+    pixels *= static_cast<double>(a.out);
+    taps *= static_cast<double>(a.kernel);
+  }
+  const int64_t blocks =
+      shape.groups * ceil_div(static_cast<int64_t>(pixels), kDenseTile) * ceil_div(shape.out_per_group, 64);
+  const double depth = taps * static_cast<double>(round_up(shape.in_per_group, chunk / 2));
+  return waves(blocks, card.multiprocessors) * (kStartClocks + 2 * depth * 64 * kDenseTile / kDenseFlopPerClock);
+}
+
+}  // namespace radconv::cuda
