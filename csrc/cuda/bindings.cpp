@@ -11,6 +11,10 @@ namespace py = pybind11;
 namespace radconv::cuda {
 namespace {
 
+py::bytes bytes_of(const std::vector<int32_t>& ints) {
+  return {reinterpret_cast<const char*>(ints.data()), 4 * ints.size()};
+}
+
 // `given`, for reports and tests: shared memory and number of multiprocessors, whatever the device has.
 Card card_of(int device, std::optional<std::pair<int, int>> given) {
   return given ? Card{given->first, given->second} : card(device);
@@ -25,7 +29,7 @@ class CudaPlan {
                         card_of(device, card))),
         device_(device) {}
 
-  py::bytes tables() const { return {reinterpret_cast<const char*>(plan_.tables.data()), 4 * plan_.tables.size()}; }
+  py::bytes tables() const { return bytes_of(plan_.tables); }
 
   void prepare() const { cuda::prepare(plan_, device_); }
 
@@ -69,6 +73,54 @@ class CudaPlan {
   int device_;
 };
 
+// The weight gradient of one checked convolution.
+class CudaGradientPlan {
+ public:
+  CudaGradientPlan(const RingModel& model, const ConvShape& shape, bool transpose, bool exact, const Ints& x_strides,
+                   const Ints& grad_strides, int device, std::optional<std::pair<int, int>> card)
+      : plan_(make_gradient_plan(shape, model, transpose, exact, five(x_strides), five(grad_strides),
+                                 card_of(device, card))),
+        device_(device) {}
+
+  py::bytes tables() const { return bytes_of(plan_.tables); }
+
+  void prepare() const { cuda::prepare(plan_, device_); }
+
+  void run(uintptr_t stream, uintptr_t x, uintptr_t grad, uintptr_t w, DType w_type, uintptr_t parameter,
+           DType parameter_type, uintptr_t grad_w, uintptr_t grad_parameter, uintptr_t grad_bias, uintptr_t workspace,
+           uintptr_t tables) const {
+    py::gil_scoped_release release;
+    cuda::run(plan_, device_, stream, pointer<void>(x), pointer<void>(grad), {pointer<void>(w), w_type},
+              {pointer<void>(parameter), parameter_type},
+              {pointer<void>(grad_w), pointer<void>(grad_parameter), pointer<void>(grad_bias)},
+              pointer<void>(workspace), pointer<void>(tables));
+  }
+
+  py::dict facts() const {
+    const GradientParams& p = plan_.gradient;
+    py::dict d;
+    d["kernel"] = py::make_tuple(plan_.size.k, plan_.size.depth);
+    d["blocks"] = plan_.blocks;
+    d["shared"] = plan_.shared;
+    d["workspace"] = plan_.workspace;
+    d["tile"] = py::make_tuple(p.tile[0], p.tile[1], p.tile[2]);
+    d["tiles"] = p.all_tiles;
+    d["splits"] = p.splits;
+    d["pixel_splits"] = p.pixel_splits;
+    d["block_outputs"] = p.block_outputs;
+    d["chunk_blocks"] = p.chunk_blocks;
+    d["passes"] = p.passes;
+    d["merged"] = plan_.finish.params.merged;
+    return d;
+  }
+
+  int64_t workspace() const { return plan_.workspace; }
+
+ private:
+  GradientPlan plan_;
+  int device_;
+};
+
 }  // namespace
 
 void bind(py::module_& m) {
@@ -85,6 +137,16 @@ void bind(py::module_& m) {
       .def("loader", &CudaPlan::loader)
       .def_property_readonly("tables", &CudaPlan::tables)
       .def_property_readonly("workspace", &CudaPlan::workspace);
+  py::class_<CudaGradientPlan>(m, "CudaGradientPlan", py::module_local())
+      .def(py::init<const RingModel&, const ConvShape&, bool, bool, const Ints&, const Ints&, int,
+                    std::optional<std::pair<int, int>>>(),
+           py::kw_only(), py::arg("model"), py::arg("shape"), py::arg("transpose"), py::arg("exact"),
+           py::arg("x_strides"), py::arg("grad_strides"), py::arg("device"), py::arg("card") = py::none())
+      .def("prepare", &CudaGradientPlan::prepare)
+      .def("run", &CudaGradientPlan::run)
+      .def("facts", &CudaGradientPlan::facts)
+      .def_property_readonly("tables", &CudaGradientPlan::tables)
+      .def_property_readonly("workspace", &CudaGradientPlan::workspace);
   m.def("why_not_device", &why_not);
 }
 

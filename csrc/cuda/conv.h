@@ -13,7 +13,6 @@ namespace radconv::cuda {
 // four warps gather rings, each for every other step.
 constexpr int kPixels = 128;
 constexpr int kThreads = 3 * kGroupThreads;
-constexpr int kMostOutputs = 128;   // of a block
 constexpr int kTableFunctions = 4;  // that kernels of any size make at a time
 constexpr int kStagePitch = 68;  // floats of one pixel's outputs on their way out: 64, and some against bank conflicts
 constexpr int kStageBytes = 64 * 4 * kStagePitch;  // of one warp

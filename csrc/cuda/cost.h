@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "cuda/geometry.h"
@@ -17,16 +18,18 @@ struct Card {
   int multiprocessors;  // a block of the convolution takes one
 };
 
-constexpr double kSlotsPerClock = 128;       // issue slots of a multiprocessor, counted per lane
-constexpr double kStartClocks = 3000;        // of a block: tables, first copies, way out
-constexpr double kTapSlots = 0.5;            // additions of a shell, one for every other tap
-constexpr double kHaloSlots = 1.2;           // of a pixel of the halo, for each column of the kernel's half
-constexpr double kTableTapSlots = 2.5;       // of a tap in a kernel of any size
-constexpr double kOtherSlots = 8;            // of a pixel: packing, storing, loops
-constexpr double kFunctionSlots = 2.0;       // of the product, for one function and 128 outputs
-constexpr double kProductSlots = 14;         // of the product, whatever its size
-constexpr double kDenseFlopPerClock = 2800;  // 650 TFLOP/s on 132 multiprocessors
-constexpr int kDenseTile = 128;              // pixels of a dense kernel's block, whose outputs are 64
+constexpr double kSlotsPerClock = 128;        // issue slots of a multiprocessor, counted per lane
+constexpr double kStartClocks = 3000;         // of a block: tables, first copies, way out
+constexpr double kTapSlots = 0.5;             // additions of a shell, one for every other tap
+constexpr double kHaloSlots = 1.2;            // of a pixel of the halo, for each column of the kernel's half
+constexpr double kTableTapSlots = 2.5;        // of a tap in a kernel of any size
+constexpr double kOtherSlots = 8;             // of a pixel: packing, storing, loops
+constexpr double kFunctionSlots = 2.0;        // of the product, for one function and 128 outputs
+constexpr double kProductSlots = 14;          // of the product, whatever its size
+constexpr double kMatrixFlopPerClock = 1680;  // of mma.sync, halves
+constexpr double kBytesPerClock = 16;         // of device memory, a multiprocessor's share
+constexpr double kDenseFlopPerClock = 2800;   // 650 TFLOP/s on 132 multiprocessors
+constexpr int kDenseTile = 128;               // pixels of a dense kernel's block, whose outputs are 64
 
 struct Stage {
   int64_t pixels, halo;  // of one block, and of its halo
@@ -53,6 +56,30 @@ inline double block_clocks(const Stage& s) {
   const double product = kFunctionSlots * s.functions * s.outputs / 128 + kProductSlots;
   return kStartClocks +
          static_cast<double>(s.steps * s.channels * s.pixels) * (ring_slots(s) + product) / kSlotsPerClock;
+}
+
+// One tile of the weight gradient: its warps multiply while others sum shells.
+inline double gradient_clocks(const Stage& s) {
+  const double pixels = static_cast<double>(s.steps * s.channels * s.pixels);
+  const double slots = ring_slots(s) - double{1} * s.shells * s.functions + (kFunctionSlots + 1) * s.functions;
+  return pixels * std::max(slots / kSlotsPerClock, 2.0 * s.functions * s.outputs / kMatrixFlopPerClock);
+}
+
+// Among how many blocks the tiles of each unit of a weight gradient are split: more of them fill the card, and leave
+// more copies of the sums to be written, read and added.
+inline int64_t best_splits(int64_t units, int64_t tiles, double tile_clocks, double copy_bytes, int64_t most,
+                           const Card& card) {
+  int64_t best = 1;
+  double least = INFINITY;
+  for (int64_t splits = 1; splits <= std::min(most, 4 * ceil_div(card.multiprocessors, units)); ++splits) {
+    const double blocks = waves(units * splits, card.multiprocessors);
+    const double time = blocks * (kStartClocks + static_cast<double>(ceil_div(tiles, splits)) * tile_clocks) +
+                        static_cast<double>(splits) * 2 * copy_bytes / (kBytesPerClock * card.multiprocessors);
+    if (time >= least) continue;
+    least = time;
+    best = splits;
+  }
+  return best;
 }
 
 // The dense convolution, as good as there is one.

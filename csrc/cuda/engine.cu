@@ -2,6 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <initializer_list>
+
 #include "cuda/launches.h"
 
 namespace radconv::cuda {
@@ -28,15 +30,31 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-const SizedKernels<ConvParams>& kernels_of(const Plan& plan) {
-  static const SizedKernels<ConvParams>* const all[] = {
-#define X(K, DEPTH) &conv_##K##x##DEPTH,
-      RADCONV_CUDA_SIZES
-#undef X
-  };
+template <class Params>
+const SizedKernels<Params>& of_size(std::initializer_list<const SizedKernels<Params>*> all, const KernelSize& size) {
   for (const auto* kernels : all)
-    if (kernels->k == plan.size.k && kernels->depth == plan.size.depth) return *kernels;
-  throw std::logic_error("no kernel of size " + std::to_string(plan.size.k) + " was compiled");
+    if (kernels->k == size.k && kernels->depth == size.depth) return *kernels;
+  throw std::logic_error("no kernel of size " + std::to_string(size.k) + " was compiled");
+}
+
+const SizedKernels<ConvParams>& kernels_of(const Plan& plan) {
+#define X(K, DEPTH) &conv_##K##x##DEPTH,
+  return of_size<ConvParams>({RADCONV_CUDA_SIZES}, plan.size);
+#undef X
+}
+
+const SizedKernels<GradientParams>& kernels_of(const GradientPlan& plan) {
+#define X(K, DEPTH) &gradient_##K##x##DEPTH,
+  return of_size<GradientParams>({RADCONV_CUDA_SIZES}, plan.size);
+#undef X
+}
+
+void set(ProfileParams& profile, WeightParams& weights, const Small& w, const Small& parameter, const void* tables) {
+  weights.w = w.data;
+  weights.w_type = w.type;
+  profile.parameter = parameter.data;
+  profile.parameter_type = parameter.type;
+  profile.tables = static_cast<const int*>(tables);
 }
 
 }  // namespace
@@ -65,16 +83,18 @@ void prepare(const Plan& plan, int device) {
   check(kernels_of(plan).prepare(plan.format, card(device).shared), "loading the convolution kernel");
 }
 
+void prepare(const GradientPlan& plan, int device) {
+  expect_current(device);
+  check(kernels_of(plan).prepare(plan.format, card(device).shared), "loading the weight gradient kernel");
+  check(prepare_finish(plan.finish.shared), "loading the kernel that finishes gradients");
+}
+
 void run(const Plan& plan, int device, uintptr_t stream, const void* x, const Small& w, const Small& parameter,
          const Small& bias, void* y, void* workspace, const void* tables) {
   expect_current(device);
   const cudaStream_t queue = reinterpret_cast<cudaStream_t>(stream);
   PrepParams prep = plan.prep;
-  prep.weights.w = w.data;
-  prep.weights.w_type = w.type;
-  prep.profile.parameter = parameter.data;
-  prep.profile.parameter_type = parameter.type;
-  prep.profile.tables = static_cast<const int*>(tables);
+  set(prep.profile, prep.weights, w, parameter, tables);
   prep.workspace = static_cast<unsigned char*>(workspace);
   check(launch_prep(plan.prep_blocks, plan.prep_shared, queue, prep), "launching the preparation");
   ConvParams conv = plan.conv;
@@ -86,6 +106,34 @@ void run(const Plan& plan, int device, uintptr_t stream, const void* x, const Sm
   conv.tables = prep.profile.tables;
   conv.loader = loader_of(x, conv.x_strides, conv.groups, conv.channels, conv.item);
   check(kernels_of(plan).launch(plan.format, plan.blocks, plan.shared, queue, conv), "launching the convolution");
+}
+
+void run(const GradientPlan& plan, int device, uintptr_t stream, const void* x, const void* grad, const Small& w,
+         const Small& parameter, const Gradients& gradients, void* workspace, const void* tables) {
+  expect_current(device);
+  GradientParams params = plan.gradient;
+  params.x = x;
+  params.grad = grad;
+  params.tables = static_cast<const int*>(tables);
+  params.workspace = static_cast<unsigned char*>(workspace);
+  params.wants_bias = gradients.bias != nullptr;
+  params.loader = loader_of(x, params.x_strides, params.groups, params.channels, params.item);
+  params.grad_loader = loader_of(grad, params.grad_strides, params.groups, params.outputs, params.item);
+  check(kernels_of(plan).launch(plan.format, plan.blocks, plan.shared, reinterpret_cast<cudaStream_t>(stream), params),
+        "launching the weight gradient");
+  finish(plan.finish, stream, w, parameter, gradients, workspace, tables);
+}
+
+void finish(const FinishPlan& plan, uintptr_t stream, const Small& w, const Small& parameter,
+            const Gradients& gradients, void* workspace, const void* tables) {
+  FinishParams params = plan.params;
+  set(params.profile, params.weights, w, parameter, tables);
+  params.workspace = static_cast<unsigned char*>(workspace);
+  params.grad_w = gradients.w;
+  params.grad_parameter = gradients.parameter;
+  params.grad_bias = gradients.bias;
+  check(launch_finish(plan.blocks, plan.shared, reinterpret_cast<cudaStream_t>(stream), params),
+        "launching the kernel that finishes gradients");
 }
 
 }  // namespace radconv::cuda

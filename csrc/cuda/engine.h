@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "cuda/gradient_plan.h"
 #include "cuda/plan.h"
 
 namespace radconv::cuda {
@@ -23,8 +24,23 @@ std::string why_not(int device);
 // Makes the plan's kernels known to the device.  Throws std::runtime_error.  Not under a stream capture.
 void prepare(const Plan& plan, int device);
 
+void prepare(const GradientPlan& plan, int device);
+
 // Two launches, on a stream of the device.  Throws std::runtime_error when one is refused.
 void run(const Plan& plan, int device, uintptr_t stream, const void* x, const Small& w, const Small& parameter,
          const Small& bias, void* y, void* workspace, const void* tables);
+
+// What finish.cu writes; null where not wanted.  In the types of what they are gradients of, but grad_bias in float32.
+struct Gradients {
+  void *w, *parameter, *bias;
+};
+
+// Two launches, or one where there are no pixels.
+void run(const GradientPlan& plan, int device, uintptr_t stream, const void* x, const void* grad, const Small& w,
+         const Small& parameter, const Gradients& gradients, void* workspace, const void* tables);
+
+// The launch behind any weight gradient.
+void finish(const FinishPlan& plan, uintptr_t stream, const Small& w, const Small& parameter,
+            const Gradients& gradients, void* workspace, const void* tables);
 
 }  // namespace radconv::cuda

@@ -119,6 +119,33 @@ Chosen any_size(const RingModel& model) {
   return {kernel_sizes().back(), columns};
 }
 
+std::vector<std::array<int, 3>> tiles_of(int pixels) {
+  std::vector<std::array<int, 3>> tiles;
+  for (int d = 1; d <= pixels; d *= 2)
+    for (int h = 1; d * h <= pixels; h *= 2)
+      for (int w = 1; d * h * w <= pixels; w *= 2) tiles.push_back({d, h, w});
+  return tiles;
+}
+
+int64_t taps_of(const RingModel& model) {
+  return std::count_if(model.bucket.begin(), model.bucket.end(), [](int bucket) { return bucket >= 0; });
+}
+
+int merged_groups(const ConvShape& shape, int chunk) {
+  const int64_t most = std::min(chunk / shape.in_per_group, kMostOutputs / shape.out_per_group);
+  int64_t merged = std::max<int64_t>(1, std::min(most, shape.groups));
+  while (shape.groups % merged != 0) --merged;
+  return static_cast<int>(merged);
+}
+
+ConvShape merge_groups(const ConvShape& shape, int merged) {
+  ConvShape wide = shape;
+  wide.groups /= merged;
+  wide.in_per_group *= merged;
+  wide.out_per_group *= merged;
+  return wide;
+}
+
 int Tables::add(const std::vector<double>& values) {
   const size_t at = ints_.size();
   ints_.resize(at + 2 * values.size());

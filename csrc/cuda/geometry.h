@@ -35,6 +35,7 @@ enum class Loader : int {
   kScalar,  // one element at a time: half types in contiguous layout, or at odd addresses
 };
 
+constexpr int kMostOutputs = 128;   // of a block
 constexpr int kGroupThreads = 128;  // that copy pixels together
 
 struct Geometry {
@@ -112,6 +113,16 @@ struct Chosen {
 
 Chosen choose_kernel(const ConvShape& shape, const RingModel& model, const AxisPlans& axes);
 Chosen any_size(const RingModel& model);
+
+// Every size of a tile of up to so many pixels.
+std::vector<std::array<int, 3>> tiles_of(int pixels);
+
+int64_t taps_of(const RingModel& model);
+
+// How many groups of few channels share a chunk and a block of outputs, their weights being zero across: a divisor of
+// the number of groups.
+int merged_groups(const ConvShape& shape, int chunk);
+ConvShape merge_groups(const ConvShape& shape, int merged);
 
 // ---- tables ---------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,10 @@
 
 namespace radconv::cuda {
 
+struct alignas(8) Float2 {
+  float v[2];
+};
+
 struct alignas(16) Float4 {
   float v[4];
 };
@@ -46,6 +50,18 @@ __device__ __forceinline__ void place_tile(const Geometry& p, Place& at, unsigne
 
 static_assert(sizeof(Place) <= kPlaceBytes);
 
+// Adds how far a pixel of the halo lies from there along one axis; false where that is outside of x.
+__device__ __forceinline__ bool locate(const Geometry& p, const Place& at, int axis, int place, int64_t& offset) {
+  const int size = p.in_size[axis];
+  int input = at.origin[axis] + p.step[axis] * place;
+  if (p.wrap) {
+    input %= size;
+    input += input < 0 ? size : 0;
+  }
+  offset += (input - (p.wrap ? 0 : at.origin[axis])) * p.x_strides[2 + axis];
+  return input >= 0 && input < size;
+}
+
 // Bytes from there to each pixel of the halo, kOutside for zeros.
 template <int THREADS>
 __device__ __forceinline__ void make_gather_table(const Geometry& p, const Place& at, unsigned char* table,
@@ -55,16 +71,7 @@ __device__ __forceinline__ void make_gather_table(const Geometry& p, const Place
     unsigned rest = pixel;
     int64_t offset = 0;
     bool inside = true;
-    for (int axis = 2; axis >= 0; --axis) {
-      const int size = p.in_size[axis];
-      int input = at.origin[axis] + p.step[axis] * take(rest, p.halo[axis]);
-      if (p.wrap) {
-        input %= size;
-        input += input < 0 ? size : 0;
-      }
-      inside = inside && input >= 0 && input < size;
-      offset += (input - (p.wrap ? 0 : at.origin[axis])) * p.x_strides[2 + axis];
-    }
+    for (int axis = 2; axis >= 0; --axis) inside &= locate(p, at, axis, take(rest, p.halo[axis]), offset);
     store_shared<unsigned>(table + 4 * pixel, inside ? static_cast<unsigned>(offset * p.item) : kOutside);
   }
 }

@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "cuda/conv.h"
+#include "cuda/gradient.h"
 #include "cuda/prep.h"
 #include "cuda_sizes.h"
 
@@ -12,6 +13,8 @@ namespace radconv::cuda {
 
 // `prepare_*` makes a kernel known to the current device and allows it `shared` bytes; never under a stream capture.
 cudaError_t prepare_prep(int shared);
+cudaError_t prepare_finish(int shared);
+cudaError_t launch_finish(unsigned blocks, int shared, cudaStream_t stream, const FinishParams& params);
 cudaError_t launch_prep(unsigned blocks, int shared, cudaStream_t stream, const PrepParams& params);
 
 // The kernels of one file for kernels of one size, k wide and high and `depth` deep; 0 for any size.
@@ -23,7 +26,9 @@ struct SizedKernels {
 };
 
 // One for each pair of RADCONV_CUDA_SIZES, a list X(k, depth) X(k, depth) ... from CMakeLists.txt; 0, 0 is last.
-#define RADCONV_DECLARE(K, DEPTH) extern const SizedKernels<ConvParams> conv_##K##x##DEPTH;
+#define RADCONV_DECLARE(K, DEPTH)                           \
+  extern const SizedKernels<ConvParams> conv_##K##x##DEPTH; \
+  extern const SizedKernels<GradientParams> gradient_##K##x##DEPTH;
 #define X RADCONV_DECLARE
 RADCONV_CUDA_SIZES
 #undef X

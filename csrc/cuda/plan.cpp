@@ -9,15 +9,6 @@
 namespace radconv::cuda {
 namespace {
 
-// How many groups of few channels share a chunk and a block of outputs, their weights being zero across: a divisor of
-// the number of groups.
-int merged_groups(const ConvShape& shape, int chunk) {
-  const int64_t most = std::min(chunk / shape.in_per_group, kMostOutputs / shape.out_per_group);
-  int64_t merged = std::max<int64_t>(1, std::min(most, shape.groups));
-  while (shape.groups % merged != 0) --merged;
-  return static_cast<int>(merged);
-}
-
 // ---- tiles and shared memory ----------------------------------------------------------------------------------------
 
 struct Layout {
@@ -56,18 +47,14 @@ int lay_out(ConvParams& p, const Layout& layout, const KernelSize& size) {
 
 std::vector<std::array<int, 3>> possible_tiles(const KernelSize& size) {
   if (!size.any()) return {{1, kTileHeight, kTileWidth}, {1, kTileHeight / 2, kTileWidth}};
-  std::vector<std::array<int, 3>> tiles;
-  for (int d = 1; d <= kPixels; d *= 2)
-    for (int h = 1; d * h <= kPixels; h *= 2)
-      for (int w = 1; d * h * w <= kPixels; w *= 2) tiles.push_back({d, h, w});
-  return tiles;
+  return tiles_of(kPixels);
 }
 
 // The fastest tile whose halo fits, by cost.h, with as many buffers and outputs as there is room for.
 Layout choose_layout(ConvParams& p, const AxisPlans& axes, const ConvShape& shape, const RingModel& model,
                      const KernelSize& size, const Card& card) {
   const int outputs = static_cast<int>(std::min<int64_t>(round_up(p.outputs, 16), kMostOutputs));
-  const int64_t taps = std::count_if(model.bucket.begin(), model.bucket.end(), [](int bucket) { return bucket >= 0; });
+  const int64_t taps = taps_of(model);
   Layout best;
   int64_t smallest = -1;
   double fastest = INFINITY;
@@ -121,10 +108,7 @@ Plan make_plan(const ConvShape& given, const RingModel& model, bool transpose, b
                      " shells is larger than one block holds");
   const int chunk = kPixelBytes / item_bytes(given.dtype);
   const int merged = merged_groups(given, chunk);
-  ConvShape shape = given;
-  shape.groups /= merged;
-  shape.in_per_group *= merged;
-  shape.out_per_group *= merged;
+  const ConvShape shape = merge_groups(given, merged);
   const AxisPlans axes = plan_axes(shape);
   Chosen chosen = choose_kernel(shape, model, axes);
   if (rows > functions_of(chosen.size)) chosen = any_size(model);

@@ -17,11 +17,6 @@
 namespace radconv::cuda {
 namespace {
 
-__device__ __forceinline__ double warp_sum(double v) {
-  for (int mask = 16; mask > 0; mask /= 2) v += __shfl_xor_sync(0xffffffffu, v, mask);
-  return v;
-}
-
 // A matrix of doubles in shared memory.
 struct Matrix {
   unsigned char* memory;

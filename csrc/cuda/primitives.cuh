@@ -77,12 +77,35 @@ __device__ __forceinline__ void barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// ---- between blocks -------------------------------------------------------------------------------------------------
+
+// True in the last block of the launch that gets here; it sees what all others wrote to global memory before.  By all
+// threads of a block; `counter` is 0 before the launch.
+__device__ __forceinline__ bool is_last_block(unsigned* counter) {
+  __threadfence();
+  __syncthreads();
+  unsigned before = 0;
+  if (threadIdx.x == 0) before = atomicAdd(counter, 1);
+  const bool last = __syncthreads_or(threadIdx.x == 0 && before == gridDim.x - 1);
+  __threadfence();
+  return last;
+}
+
 // ---- matrix instructions, by the whole warp -------------------------------------------------------------------------
 
 // Four matrices of 8 rows of 16 bytes. Lane l names row l % 8 of matrix l / 8; it gets word l % 4 of row l / 4 of each.
 __device__ __forceinline__ void load_matrices(uint32_t (&words)[4], const void* row) {
   const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(at)
+               : "memory");
+}
+
+// The same, each matrix transposed: the lane gets column l / 4 of rows l % 4 * 2 and l % 4 * 2 + 1, 16 bits each.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&words)[4], const void* row) {
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                : "r"(at)
                : "memory");

@@ -12,10 +12,6 @@
 
 namespace radconv::cuda {
 
-struct alignas(8) Float2 {
-  float v[2];
-};
-
 // What one of the four warps multiplies.
 struct Share {
   int pixels, outputs;  // at most 64 each; no outputs where <= 0

@@ -44,9 +44,10 @@ class Engine(Protocol):
         """Gradients by x, w, p and bias; None where not wanted."""
 
 
-_portable = (TritonEngine(), ReferenceEngine())
 # in the order in which choose() tries them
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (CpuEngine(), CudaEngine(_portable), *_portable)}
+ENGINES: dict[str, Engine] = {
+    engine.name: engine for engine in (CpuEngine(), CudaEngine(), TritonEngine(), ReferenceEngine())
+}
 
 _preferred: ContextVar[str] = ContextVar("radconv_ext_engine", default="auto")
 

@@ -1,8 +1,7 @@
 """The native CUDA engine: `radconv_ext._C` on raw pointers, for NVIDIA cards from compute capability 8.0.
 
-Forward and the gradient by the input are its own fused kernels (csrc/cuda), two launches each on the current stream.
-The gradients by w, sigma (or the profile) and bias come from the Triton engine, or from the reference where that can't
-serve.
+Forward, the gradient by the input, and the gradients by w, sigma (or the profile) and bias together are fused kernels
+(csrc/cuda), two launches each on the current stream.
 
 With RADCONV_EMULATE_CUDA=1 in the environment, the same kernels, compiled for the CPU (`make emulation`), take tensors
 on the CPU when the engine is asked for by name: slow, for tests and for looking inside.  Another value names the folder
@@ -19,12 +18,12 @@ import importlib.util
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,9 +33,6 @@ from ..build_info import build_info, native
 from ..precision import emulates_cuda
 from ..problem import RadialConvProblem
 from .native import conv_shape, dtype_of, empty, no_native_profile, on_device, reads_transposed, ring_model
-
-if TYPE_CHECKING:
-    from . import Engine
 
 __all__ = ["CudaEngine"]
 
@@ -103,25 +99,14 @@ def _tables_on(device: torch.device, tables: bytes) -> Tensor:
 class _Plan:
     """One direction of a problem, ready to run."""
 
-    def __init__(self, problem: RadialConvProblem, adjoint: bool, x_strides: tuple[int, ...]) -> None:
-        self.c, _ = _kernels()
-        assert self.c is not None
+    def __init__(self, problem: RadialConvProblem, native_plan: Any) -> None:
         self.problem = problem
-        self.native = self.c.CudaPlan(
-            model=ring_model(self.c, problem.options),
-            shape=conv_shape(self.c, problem, adjoint),
-            transpose=reads_transposed(problem, adjoint),
-            exact=problem.precision != "tf32",
-            x_strides=x_strides,
-            channels_last=problem.channels_last,
-            device=problem.device.index or 0,
-        )
-        self.types = {dtype: dtype_of(self.c, dtype) for dtype in _DTYPES}
-        self.words = -(-self.native.workspace // 4)
+        self.native = native_plan
+        self.words = -(-native_plan.workspace // 4)
         self.tables: Tensor | None = None
 
-    def run(self, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, y: Tensor) -> None:
-        """Both launches, on the current stream of the current device, which is the tensors'."""
+    def run(self, *arguments: Any) -> None:
+        """All launches, on the current stream of the current device, which is the tensors'."""
         device = self.problem.device
         if self.tables is None:
             self._load()
@@ -129,10 +114,7 @@ class _Plan:
         workspace = torch.empty(self.words, dtype=torch.int32, device=device)
         stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
         try:
-            self.native.run(
-                stream, x.data_ptr(), *self._small(w), *self._small(p), *self._small(bias), y.data_ptr(),
-                workspace.data_ptr(), self.tables.data_ptr(),
-            )  # fmt: skip
+            self.native.run(stream, *arguments, workspace.data_ptr(), self.tables.data_ptr())
         except RuntimeError as error:
             raise RuntimeError(f"engine 'cuda': {error} ({self.problem})") from error
 
@@ -149,9 +131,21 @@ class _Plan:
             raise RuntimeError(f"engine 'cuda': {error} ({self.problem})") from error
         self.tables = _tables_on(self.problem.device, self.native.tables)
 
-    def _small(self, t: Tensor | None) -> tuple[int, Any]:
-        """Address and type."""
-        return (0, self.types[torch.float32]) if t is None else (t.data_ptr(), self.types[t.dtype])
+
+def _module() -> Any:
+    c, _ = _kernels()
+    assert c is not None
+    return c
+
+
+def _small(t: Tensor | None) -> tuple[int, Any]:
+    """Address and type."""
+    c = _module()
+    return (0, c.DType.float32) if t is None else (t.data_ptr(), dtype_of(c, t.dtype))
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
 
 
 def _dense(t: Any) -> Any:
@@ -162,9 +156,6 @@ class CudaEngine:
     """Ring stage and mixing in one kernel, for 1D, 2D and 3D."""
 
     name = "cuda"
-
-    def __init__(self, others: Sequence[Engine]) -> None:
-        self._others = others  # for what this one doesn't do yet; the last serves everything
 
     def why_missing(self) -> str | None:
         return _kernels()[1]
@@ -184,13 +175,9 @@ class CudaEngine:
         elif device.type != "cuda" or torch.version.hip is not None:
             where = "an AMD GPU" if device.type == "cuda" else str(device)
             return f"needs tensors on an NVIDIA GPU, these are on {where}"
-        ins, outs = problem.in_channels // o.groups, problem.out_channels // o.groups
-        if o.engine == "auto" and o.groups > 1 and ins <= 2 and outs <= 8:
-            return f"would multiply mostly zeros with groups of {ins} to {outs} channels"
         if (reason := self.why_missing()) is not None:
             return reason
-        c, _ = _kernels()
-        assert c is not None
+        c = _module()
         with on_device(device):
             if (reason := _card_reason(c, device.index or 0)) is not None:
                 return reason
@@ -199,6 +186,7 @@ class CudaEngine:
                 self._plan(problem, False, problem.x_strides),
                 self._plan(problem, True, problem.output_strides),
             )
+            self._gradient_plan(problem, problem.output_strides)
         except c.Unservable as error:
             return str(error)
         for facts in (plan.native.facts() for plan in plans):
@@ -213,49 +201,111 @@ class CudaEngine:
         y = empty(problem, problem.output_shape)
         if problem.batch > 0:
             with on_device(problem.device):
-                self._plan(problem, False, problem.x_strides).run(x, _dense(w), _dense(p), _dense(bias), y)
+                self._convolve(problem, False, x, _dense(w), _dense(p), _dense(bias), y)
         return y
 
     def backward(
         self, problem: RadialConvProblem, grad: Tensor, x: Tensor, w: Tensor, p: Tensor | None, wanted: Sequence[bool]
     ) -> list[Tensor | None]:
         want_x, want_w, want_p, want_bias = wanted
-        found: list[Tensor | None] = [None] * 4
-        if want_w or want_p:
-            found = self._other(problem).backward(problem, grad, x, w, p, (False, want_w, want_p, want_bias))
-        elif want_bias:
-            found[3] = grad.sum((0, *range(2, grad.dim())), dtype=problem.sum_dtype)
-        if want_x:
-            grad_x = empty(problem, problem.gradient_shape)
-            if problem.batch > 0:
-                with on_device(problem.device):
-                    plan, grad = self._adjoint(problem, grad)
-                    plan.run(grad, _dense(w), _dense(p), None, grad_x)
-            found[0] = reference.folded_gradient(problem, grad_x)
-        return found
+        if problem.batch == 0:
+            return reference.backward(problem, grad, x, w, p, wanted)
+        w, p = _dense(w), _dense(p)
+        grad_x = grad_w = grad_p = grad_bias = None
+        # with a transposed convolution, shells are summed around the output's gradient, whose pixels have no sums then
+        bias_too = want_bias and not problem.options.transposed
+        with on_device(problem.device):
+            if want_x:
+                grad_x = empty(problem, problem.gradient_shape)
+                self._convolve(problem, True, grad, w, p, None, grad_x)
+            if want_w or want_p:
+                grad_w = torch.empty_like(w) if want_w else None
+                grad_p = torch.empty_like(p) if want_p and p is not None else None
+                if bias_too:
+                    grad_bias = torch.empty(problem.out_channels, dtype=torch.float32, device=problem.device)
+                self._weight_gradient(problem, x, grad, w, p, grad_w, grad_p, grad_bias)
+            if want_bias and grad_bias is None:
+                grad_bias = grad.sum((0, *range(2, grad.dim())), dtype=problem.sum_dtype)
+        if grad_x is not None:
+            grad_x = reference.folded_gradient(problem, grad_x)
+        return [grad_x, grad_w, grad_p, grad_bias]
 
-    def _adjoint(self, problem: RadialConvProblem, grad: Tensor) -> tuple[_Plan, Tensor]:
-        """The plan for this gradient's layout; with a copy in the output's where strides are too far apart."""
-        c, _ = _kernels()
-        assert c is not None
-        try:
-            return self._plan(problem, True, grad.stride()), grad
-        except c.Unservable:
-            grad = grad.contiguous(memory_format=problem.memory_format)
-            return self._plan(problem, True, grad.stride()), grad
+    def _convolve(
+        self,
+        problem: RadialConvProblem,
+        adjoint: bool,
+        x: Tensor,
+        w: Tensor,
+        p: Tensor | None,
+        bias: Tensor | None,
+        y: Tensor,
+    ) -> None:
+        x, plan = _laid_out(problem, x, lambda strides: self._plan(problem, adjoint, strides))
+        plan.run(x.data_ptr(), *_small(w), *_small(p), *_small(bias), y.data_ptr())
+
+    def _weight_gradient(
+        self,
+        problem: RadialConvProblem,
+        x: Tensor,
+        grad: Tensor,
+        w: Tensor,
+        p: Tensor | None,
+        grad_w: Tensor | None,
+        grad_p: Tensor | None,
+        grad_bias: Tensor | None,
+    ) -> None:
+        """Writes the three; a transposed convolution's are those of its adjoint, with x and grad exchanged."""
+        grad, plan = _laid_out(problem, grad, lambda strides: self._gradient_plan(problem, strides))
+        one, other = (grad, x) if problem.options.transposed else (x, grad)
+        plan.run(
+            one.data_ptr(), other.data_ptr(), *_small(w), *_small(p), _address(grad_w), _address(grad_p),
+            _address(grad_bias),
+        )  # fmt: skip
 
     def _plan(self, problem: RadialConvProblem, adjoint: bool, x_strides: tuple[int, ...]) -> _Plan:
         """The plan of one direction, made once per layout."""
-        key = ("adjoint" if adjoint else "forward", x_strides)
-        plan = problem.engine_state.get(key)
-        if plan is None:
-            plan = problem.engine_state[key] = _Plan(problem, adjoint, x_strides)
-        return plan
+        return _kept(
+            problem,
+            ("adjoint" if adjoint else "forward", x_strides),
+            lambda c: c.CudaPlan(
+                **_common(c, problem, adjoint), x_strides=x_strides, channels_last=problem.channels_last
+            ),
+        )
 
-    def _other(self, problem: RadialConvProblem) -> Engine:
-        """The engine that makes the gradients by w, its parameter and bias."""
-        other = problem.engine_state.get("other")
-        if other is None:
-            other = next(engine for engine in self._others if engine.why_not(problem) is None)
-            problem.engine_state["other"] = other
-        return other
+    def _gradient_plan(self, problem: RadialConvProblem, grad_strides: tuple[int, ...]) -> _Plan:
+        """The plan of the weight gradient, made once per layout."""
+        transposed = problem.options.transposed
+        layouts = (problem.x_strides, grad_strides)
+        return _kept(
+            problem,
+            ("weights", grad_strides),
+            lambda c: c.CudaGradientPlan(
+                **_common(c, problem, transposed), x_strides=layouts[transposed], grad_strides=layouts[not transposed]
+            ),
+        )
+
+
+def _common(c: ModuleType, problem: RadialConvProblem, adjoint: bool) -> dict[str, Any]:
+    return {
+        "model": ring_model(c, problem.options),
+        "shape": conv_shape(c, problem, adjoint),
+        "transpose": reads_transposed(problem, adjoint),
+        "exact": problem.precision != "tf32",
+        "device": problem.device.index or 0,
+    }
+
+
+def _kept(problem: RadialConvProblem, key: Any, make: Callable[[ModuleType], Any]) -> _Plan:
+    plan = problem.engine_state.get(key)
+    if plan is None:
+        plan = problem.engine_state[key] = _Plan(problem, make(_module()))
+    return plan
+
+
+def _laid_out(problem: RadialConvProblem, t: Tensor, plan: Callable[[tuple[int, ...]], _Plan]) -> tuple[Tensor, _Plan]:
+    """A tensor and the plan for its layout; a copy in the output's layout where strides are too far apart."""
+    try:
+        return t, plan(t.stride())
+    except _module().Unservable:
+        t = t.contiguous(memory_format=problem.memory_format)
+        return t, plan(t.stride())

@@ -76,6 +76,8 @@ const char* name(Operation operation) {
       return "__any_sync";
     case Operation::kLoadMatrices:
       return "load_matrices";
+    case Operation::kLoadMatricesTransposed:
+      return "load_matrices_transposed";
     case Operation::kMultiplyFloat16:
       return "multiply of Float16";
     case Operation::kMultiplyBFloat16:
@@ -469,6 +471,18 @@ void load_matrices(void* const (&arguments)[kWarp]) {
   for (int lane = 0; lane < kWarp; ++lane)
     for (int i = 0; i < 4; ++i)
       static_cast<const MatrixRow*>(arguments[lane])->words[i] = rows[i * 8 + lane / 4][lane % 4];
+}
+
+void load_matrices_transposed(void* const (&arguments)[kWarp]) {
+  uint16_t rows[kWarp][8];
+  for (int lane = 0; lane < kWarp; ++lane)
+    std::memcpy(rows[lane], static_cast<const MatrixRow*>(arguments[lane])->row, 16);
+  for (int lane = 0; lane < kWarp; ++lane)
+    for (int i = 0; i < 4; ++i) {
+      const int row = i * 8 + lane % 4 * 2;
+      static_cast<const MatrixRow*>(arguments[lane])->words[i] = rows[row][lane / 4] | uint32_t{rows[row + 1][lane / 4]}
+                                                                                           << 16;
+    }
 }
 
 // ---- the machine ----------------------------------------------------------------------------------------------------
@@ -980,6 +994,8 @@ class Machine {
       }
       case Operation::kLoadMatrices:
         return load_matrices(arguments);
+      case Operation::kLoadMatricesTransposed:
+        return load_matrices_transposed(arguments);
       case Operation::kMultiplyFloat16:
         return multiply_halves<low_float16, high_float16>(arguments);
       case Operation::kMultiplyBFloat16:

@@ -74,6 +74,7 @@ enum class Operation : uint8_t {
   kShuffleDown,
   kAny,
   kLoadMatrices,
+  kLoadMatricesTransposed,
   kMultiplyFloat16,
   kMultiplyBFloat16,
   kMultiplyTF32,

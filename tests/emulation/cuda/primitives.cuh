@@ -182,12 +182,25 @@ void wait_copies() {
 inline void barrier_sync(int id, int threads) { emulation::barrier(id, threads, emulation::Wait::kYes); }
 inline void barrier_arrive(int id, int threads) { emulation::barrier(id, threads, emulation::Wait::kNo); }
 
+// ---- between blocks -------------------------------------------------------------------------------------------------
+
+inline bool is_last_block(unsigned* counter) {
+  __syncthreads();
+  return __syncthreads_or(threadIdx.x == 0 && (*counter)++ == gridDim.x - 1) != 0;
+}
+
 // ---- matrix instructions, by the whole warp -------------------------------------------------------------------------
 
 inline void load_matrices(uint32_t (&words)[4], const void* row) {
   emulation::check_access(emulation::Access::kLoadMatrices, row, 16, 16);
   emulation::MatrixRow argument{row, words};
   emulation::collective(emulation::Operation::kLoadMatrices, 0xffffffffu, &argument);
+}
+
+inline void load_matrices_transposed(uint32_t (&words)[4], const void* row) {
+  emulation::check_access(emulation::Access::kLoadMatrices, row, 16, 16);
+  emulation::MatrixRow argument{row, words};
+  emulation::collective(emulation::Operation::kLoadMatricesTransposed, 0xffffffffu, &argument);
 }
 
 // ---- number formats -------------------------------------------------------------------------------------------------
