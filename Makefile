@@ -14,7 +14,7 @@ STAMPS := $(VENV)/stamps
 BUILD_INPUTS := $(shell find csrc) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES     = $(shell find csrc tests/emulation -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-SLOW := tests/test_triton.py tests/test_cuda.py tests/test_emulation.py  # kernels on the CPU
+SLOW := tests/test_triton.py tests/test_cuda.py tests/test_depthwise_emulated.py tests/test_emulation.py  # kernels on the CPU
 
 .PHONY: demo test check bench emulation gpu clean FORCE
 .DELETE_ON_ERROR:

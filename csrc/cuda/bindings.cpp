@@ -11,15 +11,6 @@ namespace py = pybind11;
 namespace radconv::cuda {
 namespace {
 
-py::bytes bytes_of(const std::vector<int32_t>& ints) {
-  return {reinterpret_cast<const char*>(ints.data()), 4 * ints.size()};
-}
-
-// `given`, for reports and tests: shared memory and number of multiprocessors, whatever the device has.
-Card card_of(int device, std::optional<std::pair<int, int>> given) {
-  return given ? Card{given->first, given->second} : card(device);
-}
-
 // One checked convolution, its layouts and its device; made once per problem and kept by Python.
 class CudaPlan {
  public:
@@ -61,9 +52,8 @@ class CudaPlan {
   }
 
   const char* loader(uintptr_t x) const {
-    constexpr const char* kNames[] = {"vector", "word", "scalar"};
     const ConvParams& p = plan_.conv;
-    return kNames[static_cast<int>(loader_of(pointer<void>(x), p.x_strides, p.groups, p.channels, p.item))];
+    return name_of(loader_of(pointer<void>(x), p.x_strides, p.groups, p.channels, p.item));
   }
 
   int64_t workspace() const { return plan_.workspace; }
@@ -148,6 +138,7 @@ void bind(py::module_& m) {
       .def_property_readonly("tables", &CudaGradientPlan::tables)
       .def_property_readonly("workspace", &CudaGradientPlan::workspace);
   m.def("why_not_device", &why_not);
+  bind_depthwise(m);
 }
 
 }  // namespace radconv::cuda

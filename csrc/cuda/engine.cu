@@ -2,39 +2,16 @@
 
 #include <cuda_runtime_api.h>
 
-#include <initializer_list>
-
 #include "cuda/launches.h"
+#include "cuda/running.h"
 
 namespace radconv::cuda {
 namespace {
-
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  (void)cudaGetLastError();  // else the next launch's check would report it as its own
-  throw std::runtime_error(std::string(what) + " failed: " + cudaGetErrorString(error));
-}
-
-// Launches and attributes go to the current device, and a caller that forgot to make it the tensors' must hear of it.
-void expect_current(int device) {
-  int current = -1;
-  check(cudaGetDevice(&current), "asking for the current device");
-  if (current != device)
-    throw std::runtime_error("expected device " + std::to_string(device) + " to be current, got " +
-                             std::to_string(current));
-}
 
 int attribute(cudaDeviceAttr which, int device) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, which, device), "asking for the device's properties");
   return value;
-}
-
-template <class Params>
-const SizedKernels<Params>& of_size(std::initializer_list<const SizedKernels<Params>*> all, const KernelSize& size) {
-  for (const auto* kernels : all)
-    if (kernels->k == size.k && kernels->depth == size.depth) return *kernels;
-  throw std::logic_error("no kernel of size " + std::to_string(size.k) + " was compiled");
 }
 
 const SizedKernels<ConvParams>& kernels_of(const Plan& plan) {
@@ -47,14 +24,6 @@ const SizedKernels<GradientParams>& kernels_of(const GradientPlan& plan) {
 #define X(K, DEPTH) &gradient_##K##x##DEPTH,
   return of_size<GradientParams>({RADCONV_CUDA_SIZES}, plan.size);
 #undef X
-}
-
-void set(ProfileParams& profile, WeightParams& weights, const Small& w, const Small& parameter, const void* tables) {
-  weights.w = w.data;
-  weights.w_type = w.type;
-  profile.parameter = parameter.data;
-  profile.parameter_type = parameter.type;
-  profile.tables = static_cast<const int*>(tables);
 }
 
 }  // namespace

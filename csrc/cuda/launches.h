@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include "cuda/conv.h"
+#include "cuda/depthwise.h"
 #include "cuda/gradient.h"
 #include "cuda/prep.h"
 #include "cuda_sizes.h"
@@ -16,6 +17,8 @@ cudaError_t prepare_prep(int shared);
 cudaError_t prepare_finish(int shared);
 cudaError_t launch_finish(unsigned blocks, int shared, cudaStream_t stream, const FinishParams& params);
 cudaError_t launch_prep(unsigned blocks, int shared, cudaStream_t stream, const PrepParams& params);
+cudaError_t prepare_fold(int shared);
+cudaError_t launch_fold(unsigned blocks, int shared, cudaStream_t stream, const FoldParams& params);
 
 // The kernels of one file for kernels of one size, k wide and high and `depth` deep; 0 for any size.
 template <class Params>
@@ -26,9 +29,11 @@ struct SizedKernels {
 };
 
 // One for each pair of RADCONV_CUDA_SIZES, a list X(k, depth) X(k, depth) ... from CMakeLists.txt; 0, 0 is last.
-#define RADCONV_DECLARE(K, DEPTH)                           \
-  extern const SizedKernels<ConvParams> conv_##K##x##DEPTH; \
-  extern const SizedKernels<GradientParams> gradient_##K##x##DEPTH;
+#define RADCONV_DECLARE(K, DEPTH)                                     \
+  extern const SizedKernels<ConvParams> conv_##K##x##DEPTH;           \
+  extern const SizedKernels<GradientParams> gradient_##K##x##DEPTH;   \
+  extern const SizedKernels<DepthwiseParams> depthwise_##K##x##DEPTH; \
+  extern const SizedKernels<DepthwiseGradientParams> depthwise_gradient_##K##x##DEPTH;
 #define X RADCONV_DECLARE
 RADCONV_CUDA_SIZES
 #undef X
