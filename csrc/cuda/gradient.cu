@@ -46,50 +46,70 @@ struct Size<0, 0> {
 template <class T, int K, int KD>
 struct Constants : Size<K, KD> {
   using Base = Size<K, KD>;
-  static constexpr int kAhead = Base::kSlots / 2;                          // parts that are loaded ahead
-  static constexpr int kTablesAhead = Base::kParts / kAhead >= 2 ? 1 : 2;  // tiles whose table is made ahead
-  static constexpr int kChannels = kWords * T::kChannels;                  // of a chunk
-  static constexpr int kHalves = T::kChannels;                             // of a chunk, 8 channels each
-  static constexpr int kCopies = 2 / kHalves;                              // parts of the sums that a block makes
-  static constexpr int kRows = kPartPixels / kTileWidth;                   // of a part
-  static constexpr int kHeight = kRows * Base::kParts;                     // of a tile
+  static constexpr int kAhead = Base::kSlots / 2;                                     // parts that are loaded ahead
+  static constexpr int kTablesAhead = Base::kParts / kAhead >= 2 ? 1 : 2;             // tiles whose table is made ahead
+  static constexpr int kChannels = kWords * T::kChannels;                             // of a chunk
+  static constexpr int kHalves = T::kChannels;                                        // of a chunk, 8 channels each
+  static constexpr int kMatrices = outputs_of_warp(std::is_same_v<T, Float32>) / 16;  // of outputs, for each warp
+  static constexpr int kDepth = 32 / sizeof(typename T::Scalar);                      // pixels of a matrix instruction
+  static constexpr int kPartSteps = kPartPixels / kDepth;
+  static constexpr int kRows = kPartPixels / kTileWidth;  // of a part
+  static constexpr int kHeight = kRows * Base::kParts;    // of a tile
+  static constexpr int kHaloHeight = K > 0 ? kHeight + K - 1 : 0, kHaloWidth = K > 0 ? kTileWidth + K - 1 : 0;
   static constexpr int kPartBytes = kPartPixels * ring_pitch(Base::kFunctions) * kPixelBytes;
   static constexpr int kTogether = T::kChannels * K < 14 ? 4 : KD > 1 ? 1 : 2;  // rows
 };
 
-// What one block works on.
+// What one block works on; kept in shared memory, where it takes no registers.
 struct Task {
   int group, out_block, chunk_block, pass, split, first_tile, tiles;
+  int chunks;   // of channels
+  float scale;  // of float16 shell sums: smaller in a second attempt
 
-  __device__ __forceinline__ explicit Task(const GradientParams& p) {
-    unsigned rest = blockIdx.x;
-    chunk_block = take(rest, p.chunk_blocks);
-    pass = take(rest, p.passes);
-    out_block = take(rest, p.out_blocks);
-    group = take(rest, p.groups);
-    split = static_cast<int>(rest);
-    first_tile = static_cast<int>(int64_t{p.all_tiles} * split / p.splits);
-    tiles = static_cast<int>(int64_t{p.all_tiles} * (split + 1) / p.splits) - first_tile;
-  }
+  // Of the blocks that have the same outputs and tiles, one sums for the bias.
+  __device__ __forceinline__ bool sums_bias() const { return chunk_block == 0 && pass == 0; }
+};
 
-  // `tile` counts the block's own.
-  __device__ __forceinline__ Place place(const GradientParams& p, int tile) const {
+template <class C>
+__device__ __forceinline__ Task task_of(const GradientParams& p, unsigned block) {
+  Task task;
+  task.chunk_block = take(block, p.chunk_blocks);
+  task.pass = take(block, p.passes);
+  task.out_block = take(block, p.out_blocks);
+  task.group = take(block, p.groups);
+  task.split = static_cast<int>(block);
+  task.first_tile = static_cast<int>(int64_t{p.all_tiles} * task.split / p.splits);
+  task.tiles = static_cast<int>(int64_t{p.all_tiles} * (task.split + 1) / p.splits) - task.first_tile;
+  const int channels = p.channels - task.chunk_block * C::kChunks * C::kChannels;
+  task.chunks = min(C::kChunks, (channels + C::kChannels - 1) / C::kChannels);
+  task.scale = 1.0f;
+  return task;
+}
+
+__device__ __forceinline__ Task load_task(const GradientParams& p, const unsigned char* memory) {
+  return load_shared<Task>(memory + p.task_at);
+}
+
+// The block's tiles one after the other, each Place made by one thread while the last is in use.
+struct Places {
+  unsigned char* memory;  // two of them
+
+  __device__ __forceinline__ void begin(const GradientParams& p, const Task& task) const {
     Place at;
-    at.out_block = out_block;
-    at.group = group;
-    place_tile(p, at, first_tile + tile);
-    return at;
+    at.out_block = task.out_block;
+    at.group = task.group;
+    place_tile(p, at, task.first_tile);
+    store_shared<Place>(memory, at);
   }
-
-  template <class C>
-  __device__ __forceinline__ int first_channel() const {
-    return chunk_block * C::kChunks * C::kChannels;
-  }
-
-  // How many chunks of channels there are.
-  template <class C>
-  __device__ __forceinline__ int chunks(const GradientParams& p) const {
-    return min(C::kChunks, (p.channels - first_channel<C>() + C::kChannels - 1) / C::kChannels);
+  // `tile` counts the block's own.  A barrier is needed between one and the next.
+  __device__ __forceinline__ Place at(const GradientParams& p, int tile, bool makes_next) const {
+    const Place place = load_shared<Place>(memory + tile % 2 * kPlaceBytes);
+    if (makes_next) {
+      Place next = place;
+      place_next(p, next);
+      store_shared<Place>(memory + (tile + 1) % 2 * kPlaceBytes, next);
+    }
+    return place;
   }
 };
 
@@ -119,6 +139,7 @@ struct Store {
   Handover& handover;
   Held& held;
   unsigned char* column;  // in the first place
+  const unsigned char* task;
   float scale;
   unsigned char* to;
 
@@ -140,6 +161,7 @@ struct Store {
     if constexpr (ROW % C::kRows == 0) {
       if constexpr (DZ == 0) handover.wait();
       to = column + handover.place() * C::kPartBytes;
+      if constexpr (std::is_same_v<T, Float16>) scale = load_shared<Task>(task).scale;
     }
   }
 
@@ -214,16 +236,17 @@ __device__ __forceinline__ void store_by_table(const GradientParams& p, Handover
 }
 
 template <class T, int K, int KD>
-__device__ __forceinline__ void gather(const GradientParams& p, unsigned char* memory, const Task& task, float scale,
-                                       int thread) {
+__device__ __forceinline__ void gather(const GradientParams& p, unsigned char* memory, int thread) {
   using C = Constants<T, K, KD>;
   constexpr int kItem = sizeof(typename T::Scalar), kSteps = KD / 2 + 1;
   unsigned char* const table = memory + p.gather_at;
-  const int first_channel = task.first_channel<C>(), chunks = task.chunks<C>(p);
+  const Task task = load_task(p, memory);
+  const int first_channel = task.chunk_block * C::kChunks * C::kChannels;
   const unsigned char* tile_data = nullptr;
+  const Places places{memory + p.places_at + 2 * kPlaceBytes};
   const auto begin_tile = [&](int tile) {
-    const Place at = task.place(p, tile);
-    make_gather_table<kGroupThreads>(p, at, table, thread);
+    const Place at = places.at(p, tile, thread == 0);
+    make_gather_table<kGroupThreads, C::kHaloHeight, C::kHaloWidth>(p, at, table, thread);
     tile_data = static_cast<const unsigned char*>(p.x) + (at.base + first_channel * p.x_strides[1]) * kItem;
     barrier_sync(kHalo, kGroupThreads);
   };
@@ -240,13 +263,15 @@ __device__ __forceinline__ void gather(const GradientParams& p, unsigned char* m
   };
   Handover handover;
   int buffer = 0;
+  if (thread == 0) places.begin(p, task);
+  barrier_sync(kHalo, kGroupThreads);
   if (task.tiles > 0) {
     begin_tile(0);
     load(0, 0, 0);
   }
   for (int tile = 0; tile < task.tiles; ++tile) {
 #pragma unroll 1
-    for (int chunk = 0; chunk < chunks; ++chunk) {
+    for (int chunk = 0; chunk < task.chunks; ++chunk) {
       float held[C::kHeight][C::kFunctions][T::kChannels];
       static_for<kSteps>([&](auto dz) {
         wait_copies<0>();
@@ -254,7 +279,7 @@ __device__ __forceinline__ void gather(const GradientParams& p, unsigned char* m
         barrier_sync(kHalo, kGroupThreads);
         if (dz < kSteps - 1) {
           load(chunk, dz + 1, buffer ^ 1);
-        } else if (chunk + 1 < chunks) {
+        } else if (chunk + 1 < task.chunks) {
           load(chunk + 1, 0, buffer ^ 1);
         } else if (tile + 1 < task.tiles) {
           begin_tile(tile + 1);
@@ -262,11 +287,11 @@ __device__ __forceinline__ void gather(const GradientParams& p, unsigned char* m
         }
         const unsigned char* const halo = memory + buffer * p.halo_bytes;
         if constexpr (K > 0) {
-          Store<T, K, KD, dz> sink{handover, held, memory + p.ring_at, scale, nullptr};
+          Store<T, K, KD, dz> sink{handover, held, memory + p.ring_at, memory + p.task_at, 1.0f, nullptr};
           Shells<T, K, KD, C::kHeight>::template walk<dz, (dz > 0 ? 2 : 1), C::kTogether>(sink, halo, thread);
         } else {
-          store_by_table<T>(p, handover, halo, memory + p.pixel_at, memory + p.ring_at, task.pass * kTableShells, scale,
-                            thread);
+          store_by_table<T>(p, handover, halo, memory + p.pixel_at, memory + p.ring_at, task.pass * kTableShells,
+                            load_task(p, memory).scale, thread);
         }
         buffer ^= 1;
       });
@@ -276,111 +301,129 @@ __device__ __forceinline__ void gather(const GradientParams& p, unsigned char* m
 
 // ---- eight warps: the product ---------------------------------------------------------------------------------------
 
-// What one of the warps multiplies: 32 outputs by all shells of 8 channels.  Four by two of them: of half types, the
-// two have 8 channels each, else the same ones of half of the pixels; with at most 64 outputs, the four share pixels
-// too.
+// What one of the warps multiplies: 32 outputs, or 16 of full float32, whose operands take twice the registers, by all
+// shells of 8 channels.  Half types have twice 8 channels.  Where there are more warps than that, they share pixels.
 struct Share {
-  int output, second, pixel_split, first_step, end_step;
+  int output, half, pixel_split, first_step, steps;
 
-  __device__ __forceinline__ Share(const GradientParams& p, int warp) {
-    const int along_outputs = 4 / p.pixel_splits;
-    output = warp % along_outputs * 32;
-    pixel_split = warp % 4 / along_outputs;
-    second = warp / 4;
-    first_step = pixel_split * along_outputs;
-    end_step = first_step + along_outputs;
+  template <class C>
+  static __device__ __forceinline__ Share of(const GradientParams& p, int warp) {
+    constexpr int kWays = kMultiplyThreads / 32 / C::kHalves;
+    const int along_outputs = kWays / p.pixel_splits, way = warp % kWays;
+    Share share;
+    share.output = way % along_outputs * C::kMatrices * 16;
+    share.half = warp / kWays;
+    share.pixel_split = way / along_outputs;
+    share.steps = C::kPartSteps / p.pixel_splits;
+    share.first_step = share.pixel_split * share.steps;
+    return share;
   }
 };
 
 template <class T, int K, int KD>
 struct Products {
   using C = Constants<T, K, KD>;
-  float sums[C::kChunks][2][C::kFunctions][4];
-  float bias[2][2];
+  float sums[C::kChunks][C::kMatrices][C::kFunctions][4];
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
-    for (int m = 0; m < 2; ++m) {
-      bias[m][0] = bias[m][1] = 0.0f;
+    for (int m = 0; m < C::kMatrices; ++m)
 #pragma unroll
       for (int c = 0; c < C::kChunks; ++c)
 #pragma unroll
         for (int f = 0; f < C::kFunctions; ++f)
 #pragma unroll
           for (int j = 0; j < 4; ++j) sums[c][m][f][j] = 0.0f;
-    }
   }
 
   // A part of one chunk.  grad: pieces of 32 bytes of outputs, kPartPixels pixels each.
   template <int CHUNK>
-  __device__ __forceinline__ void add(const unsigned char* grad, const unsigned char* rings, bool wants_bias,
-                                      const Share& share, int lane) {
-    constexpr int kDepth = 32 / sizeof(typename T::Scalar);  // pixels of a matrix instruction
-    constexpr int kPiece = kPartPixels * kPixelBytes;
-    const int second = share.second;
-    grad += share.output / 32 * (2 * C::kCopies) * kPiece;
-#pragma unroll(C::kFunctions > 8 ? 1 : 2)
-    for (int step = share.first_step; step < share.end_step; ++step) {
-      const int first = (C::kHalves == 2 ? 0 : second * 32) + step * kDepth;
-      uint32_t a[2][4];
+  __device__ __forceinline__ void add(const unsigned char* grad, const unsigned char* rings, const Share& share,
+                                      int lane) {
+#pragma unroll 1
+    for (int step = share.first_step; step < share.first_step + share.steps; ++step) {
+      const int first = step * C::kDepth;
+      uint32_t a[C::kMatrices][4];
 #pragma unroll
-      for (int m = 0; m < 2; ++m) load_grad(a[m], grad + m * C::kCopies * kPiece, first, lane);
-      if (CHUNK == 0 && wants_bias) add_bias(a);
+      for (int m = 0; m < C::kMatrices; ++m) load_grad(a[m], piece_of(grad, share, m), first, lane);
 #pragma unroll
       for (int f = 0; f < C::kFunctions; f += 2) {
         uint32_t b[4];
-        load_shells(b, rings, first, f, second, lane);
+        load_shells(b, rings, first, f, share.half, lane);
 #pragma unroll
         for (int i = 0; i < 2; ++i)
           if (f + i < C::kFunctions)
 #pragma unroll
-            for (int m = 0; m < 2; ++m) T::multiply(sums[CHUNK][m][f + i], a[m], b[2 * i], b[2 * i + 1]);
+            for (int m = 0; m < C::kMatrices; ++m) T::multiply(sums[CHUNK][m][f + i], a[m], b[2 * i], b[2 * i + 1]);
       }
     }
+  }
+
+  // The m-th 16 outputs.
+  static __device__ __forceinline__ const unsigned char* piece_of(const unsigned char* grad, const Share& share,
+                                                                  int m) {
+    return grad + (share.output / 16 + m) * (2 / C::kHalves) * kPartPixels * kPixelBytes;
   }
 
   // 16 outputs by kDepth pixels from `first` on, outputs as rows.
   static __device__ __forceinline__ void load_grad(uint32_t (&a)[4], const unsigned char* piece, int first, int lane) {
     if constexpr (C::kHalves == 2) {
-      const int pixel = first + lane / 16 * 8 + lane % 8;
-      load_matrices_transposed(a, piece + pixel_offset<true>(pixel, lane / 8 % 2));
+      const int pixel = lane / 16 * 8 + lane % 8;
+      load_matrices_transposed(a, piece + first * kPixelBytes + pixel_offset<true>(pixel, lane / 8 % 2));
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int output = lane / 4, pixel = first + i / 2 * 4 + lane % 4;
-        const unsigned char* const at =
-            piece + i % 2 * kPartPixels * kPixelBytes + pixel_offset<true>(pixel, output / 4) + output % 4 * 4;
-        a[i] = T::pack({__uint_as_float(load_shared<uint32_t>(at))});
+        const int output = lane / 4, pixel = i / 2 * 4 + lane % 4;
+        const unsigned char* const at = piece + (i % 2 * kPartPixels + first) * kPixelBytes +
+                                        pixel_offset<true>(pixel, output / 4) + output % 4 * 4;
+        a[i] = T::pack({load_shared<float>(at)});
       }
     }
   }
 
   // Two shells, kDepth pixels by 8 channels each.
   static __device__ __forceinline__ void load_shells(uint32_t (&b)[4], const unsigned char* rings, int first, int f,
-                                                     int second, int lane) {
-    constexpr int kLast = C::kFunctions - 1;
+                                                     int half, int lane) {
+    constexpr int kLast = C::kFunctions - 1, kPitch = ring_pitch(C::kFunctions);
+    static_assert(kPitch % 2 == 1);         // shells are kPixelBytes apart
+    rings += first * kPitch * kPixelBytes;  // `first` is a multiple of 8, after which places repeat
     if constexpr (C::kHalves == 2) {
-      const int pixel = first + lane / 8 % 2 * 8 + lane % 8;
-      const unsigned char* const one = rings + ring_offset<C::kFunctions>(pixel, f, second);
-      const unsigned char* const next = rings + ring_offset<C::kFunctions>(pixel, min(f + 1, kLast), second);
-      load_matrices_transposed(b, lane < 16 ? one : next);
+      const int pixel = lane / 8 % 2 * 8 + lane % 8;
+      load_matrices_transposed(
+          b, rings + ring_offset<C::kFunctions>(pixel, f, half) + (f < kLast ? lane / 16 * kPixelBytes : 0));
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int channel = lane / 4, pixel = first + i % 2 * 4 + lane % 4;
+        const int channel = lane / 4, pixel = i % 2 * 4 + lane % 4;
         if (f + i / 2 <= kLast)
-          b[i] = load_shared<uint32_t>(rings + ring_offset<C::kFunctions>(pixel, f + i / 2, channel / 4) +
-                                       channel % 4 * 4);
+          b[i] = load_shared<uint32_t>(rings + ring_offset<C::kFunctions>(pixel, 0, channel / 4) + channel % 4 * 4 +
+                                       (f + i / 2) * kPixelBytes);
       }
     }
   }
 
-  __device__ __forceinline__ void add_bias(const uint32_t (&a)[2][4]) {
+  // Adds a part's sums over pixels to those of the warp's outputs in shared memory.
+  static __device__ __forceinline__ void add_bias(const unsigned char* grad, unsigned char* bias, const Share& share,
+                                                  int lane) {
+    float sums[C::kMatrices][2] = {};
+#pragma unroll 1
+    for (int step = share.first_step; step < share.first_step + share.steps; ++step)
 #pragma unroll
-    for (int m = 0; m < 2; ++m)
+      for (int m = 0; m < C::kMatrices; ++m) {
+        uint32_t a[4];
+        load_grad(a, piece_of(grad, share, m), step * C::kDepth, lane);
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        static_for<T::kChannels>([&](auto j) { bias[m][i % 2] += T::template unpack<j>(a[m][i]); });
+        for (int i = 0; i < 4; ++i)
+          static_for<T::kChannels>([&](auto j) { sums[m][i % 2] += T::template unpack<j>(a[i]); });
+      }
+#pragma unroll
+    for (int m = 0; m < 2 * C::kMatrices; ++m) {
+      float sum = sums[m / 2][m % 2];
+      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      unsigned char* const at = bias + 4 * (m * 8 + lane / 4);
+      if (lane % 4 == 0) store_shared<float>(at, load_shared<float>(at) + sum);
+    }
   }
 
   __device__ __forceinline__ bool is_finite() const {
@@ -388,7 +431,7 @@ struct Products {
 #pragma unroll
     for (int c = 0; c < C::kChunks; ++c)
 #pragma unroll
-      for (int m = 0; m < 2; ++m)
+      for (int m = 0; m < C::kMatrices; ++m)
 #pragma unroll
         for (int f = 0; f < C::kFunctions; ++f)
 #pragma unroll
@@ -399,65 +442,70 @@ struct Products {
 
 // Bytes from a tile's first output pixel to each of its others, kOutside for those that don't exist; ahead of them the
 // place of the first one in the tensor.
-__device__ __forceinline__ void make_grad_table(const GradientParams& p, const Task& task, int tile,
-                                                unsigned char* table, int pixels, int thread) {
-  if (thread >= pixels) return;
-  const Place at = task.place(p, tile);
+template <class C>
+__device__ __forceinline__ void make_grad_table(const GradientParams& p, const Place& at, unsigned char* table,
+                                                int thread) {
+  if (thread >= C::kParts * kPartPixels) return;
+  const bool known = C::kHaloWidth > 0;
+  const int tile[3] = {known ? 1 : p.tile[0], known ? C::kHeight : p.tile[1], known ? kTileWidth : p.tile[2]};
   unsigned rest = thread;
-  int64_t offset = 0, base = at.image * p.grad_strides[0];
-  base += (int64_t{at.group} * p.outputs + at.out_block * p.block_outputs) * p.grad_strides[1];
+  int64_t offset = 0;
   bool inside = true;
   for (int axis = 2; axis >= 0; --axis) {
-    const int first = p.classes[axis] * at.first[axis] + at.residue[axis];
-    const int place = p.classes[axis] * take(rest, p.tile[axis]);
-    inside = inside && first + place < p.out_size[axis];
-    offset += place * p.grad_strides[2 + axis];
-    base += first * p.grad_strides[2 + axis];
+    const int place = at.first[axis] + take(rest, tile[axis]);
+    inside = inside && p.classes[axis] * place + at.residue[axis] < p.out_size[axis];
+    offset += p.classes[axis] * (place - at.first[axis]) * p.grad_strides[2 + axis];
   }
   store_shared<unsigned>(table + kGradTableHead + 4 * thread,
                          inside && rest == 0 ? static_cast<unsigned>(offset * p.item) : kOutside);
-  if (thread == 0) store_shared<int64_t>(table, base * p.item);
+  if (thread > 0) return;
+  int64_t base = at.image * p.grad_strides[0];
+  base += (int64_t{at.group} * p.outputs + at.out_block * p.block_outputs) * p.grad_strides[1];
+  for (int axis = 0; axis < 3; ++axis)
+    base += (p.classes[axis] * at.first[axis] + at.residue[axis]) * p.grad_strides[2 + axis];
+  store_shared<int64_t>(table, base * p.item);
 }
 
+// What is needed once a part is made anew from `p`, for the same reason.
 template <class T, int K, int KD>
-__device__ __forceinline__ void multiply(const GradientParams& p, unsigned char* memory, const Task& task,
-                                         Products<T, K, KD>& products, int thread) {
+__device__ __forceinline__ void multiply(const GradientParams& p, unsigned char* memory, Products<T, K, KD>& products) {
   using C = Constants<T, K, KD>;
-  constexpr int kTilePixels = C::kParts * kPartPixels;
-  const int parts = task.tiles * C::kParts, chunks = task.chunks<C>(p);
-  const int outputs = min(p.block_outputs, p.outputs - task.out_block * p.block_outputs);
-  const int slot_bytes = p.block_outputs * p.item * kPartPixels;
-  const bool wants_bias = p.wants_bias && task.chunk_block == 0 && task.pass == 0;
   const auto make_table = [&](int tile) {
-    if (tile < task.tiles)
-      make_grad_table(p, task, tile, memory + p.grad_table_at + tile % 2 * kGradTableBytes, kTilePixels, thread);
+    const int thread = thread_anew();
+    if (tile < load_task(p, memory).tiles)
+      make_grad_table<C>(p, Places{memory + p.places_at}.at(p, tile, thread == 0),
+                         memory + p.grad_table_at + tile % 2 * kGradTableBytes, thread);
+  };
+  const auto slot_of = [&](int part) {
+    return memory + p.grad_at + part % C::kSlots * (p.block_outputs * p.item * kPartPixels);
   };
   const auto load = [&](int part) {
-    if (part < parts) {
+    const int thread = thread_anew();
+    if (part < load_task(p, memory).tiles * C::kParts) {
       const unsigned char* const table = memory + p.grad_table_at + part / C::kParts % 2 * kGradTableBytes;
       const unsigned char* const data = static_cast<const unsigned char*>(p.grad) + load_shared<int64_t>(table);
       const int64_t channel = p.grad_strides[1] * p.item;
-      for (int piece = thread / kGroupThreads; piece * C::kChannels < p.block_outputs; piece += 2) {
-        const int first = piece * C::kChannels;
+      const int outputs = p.outputs - load_task(p, memory).out_block * p.block_outputs;
+#pragma unroll 1
+      for (int first = thread / kGroupThreads * C::kChannels; first < p.block_outputs; first += 2 * C::kChannels) {
         const Source source{data + first * channel, channel, outputs - first, kPartPixels, p.grad_loader};
         load_pixels<T, true>(source, table + kGradTableHead + part % C::kParts * kPartPixels * 4,
-                             memory + p.grad_at + part % C::kSlots * slot_bytes + piece * kPartPixels * kPixelBytes,
-                             thread % kGroupThreads);
+                             slot_of(part) + first / C::kChannels * kPartPixels * kPixelBytes, thread % kGroupThreads);
       }
     }
     commit_copies();
   };
-  make_table(0);
-  if (C::kTablesAhead > 1) make_table(1);
+  if (thread_anew() == 0) Places{memory + p.places_at}.begin(p, load_task(p, memory));
+  for (int tile = 0; tile < C::kTablesAhead; ++tile) {
+    barrier_sync(kGrad, kMultiplyThreads);
+    make_table(tile);
+  }
   barrier_sync(kGrad, kMultiplyThreads);
   for (int i = 0; i < C::kAhead; ++i) load(i);
-  int handed = 0;
-  const int lane = thread % 32;
-  const Share share(p, thread / 32);
-  const bool works = share.output < outputs;
-  for (int tile = 0; tile < task.tiles; ++tile)
+#pragma unroll 1
+  for (int tile = 0; tile < load_task(p, memory).tiles; ++tile)
     static_for<C::kChunks>([&](auto chunk) {
-      if (chunk < chunks)
+      if (chunk < load_task(p, memory).chunks)
 #pragma unroll 1
         for (int i = 0; i < C::kParts; ++i) {
           const int part = tile * C::kParts + i;
@@ -468,39 +516,43 @@ __device__ __forceinline__ void multiply(const GradientParams& p, unsigned char*
             if (i == 0) make_table(tile + C::kTablesAhead);
             load(part + C::kAhead);
           }
-          const int place = handed % 2;
+          const Task task = load_task(p, memory);
+          const int handed = (tile * task.chunks + chunk) * C::kParts + i, place = handed % 2;
           barrier_sync(kFull + place, kGradientThreads);
-          if (works)
-            products.template add<chunk>(memory + p.grad_at + part % C::kSlots * slot_bytes,
-                                         memory + p.ring_at + place * C::kPartBytes, wants_bias, share, lane);
-          if (handed + 2 < parts * chunks) barrier_arrive(kFree + place, kGradientThreads);
-          ++handed;
+          const int thread = thread_anew();
+          const Share share = Share::of<C>(p, thread / 32);
+          if (share.output < p.block_outputs) {
+            products.template add<chunk>(slot_of(part), memory + p.ring_at + place * C::kPartBytes, share, thread % 32);
+            if (chunk == 0 && p.wants_bias && task.sums_bias())
+              products.add_bias(slot_of(part), memory + p.bias_at + thread / 32 * 128, share, thread % 32);
+          }
+          if (handed + 2 < task.tiles * task.chunks * C::kParts) barrier_arrive(kFree + place, kGradientThreads);
         }
     });
 }
 
 template <class T, int K, int KD>
-__device__ __forceinline__ void store(const GradientParams& p, const Task& task, const Products<T, K, KD>& products,
-                                      float scale, int thread) {
+__device__ __forceinline__ void store(const GradientParams& p, const unsigned char* memory,
+                                      const Products<T, K, KD>& products, int thread) {
   using C = Constants<T, K, KD>;
-  const Share share(p, thread / 32);
-  const int lane = thread % 32, second = share.second;
-  const int64_t copy =
-      (int64_t{task.split} * p.pixel_splits + share.pixel_split) * C::kCopies + (C::kHalves == 2 ? 0 : second);
+  const Task task = load_task(p, memory);
+  const Share share = Share::of<C>(p, thread / 32);
+  __syncwarp();  // its lanes' sums for the bias
+  const int lane = thread % 32;
+  const int64_t copy = int64_t{task.split} * p.pixel_splits + share.pixel_split;
   const int64_t unit = copy * p.groups + task.group;
   const int first = task.out_block * p.block_outputs, end = min(p.outputs, first + p.block_outputs);
   const int output = first + share.output + lane / 4;
-  const int channel = task.first_channel<C>() + (C::kHalves == 2 ? second * 8 : 0) + lane % 4 * 2;
-  const int chunks = task.chunks<C>(p);
-  const float back = 1.0f / scale;
+  const int channel = task.chunk_block * C::kChunks * C::kChannels + share.half * 8 + lane % 4 * 2;
+  const float back = 1.0f / task.scale;
   float* const sums = reinterpret_cast<float*>(p.workspace + p.sums);
   static_for<C::kChunks>([&](auto c) {
-    if (c < chunks)
+    if (c < task.chunks)
 #pragma unroll
       for (int f = 0; f < C::kFunctions; ++f) {
         const int shell = task.pass * C::kFunctions + f;
 #pragma unroll
-        for (int m = 0; m < 4; ++m) {
+        for (int m = 0; m < 2 * C::kMatrices; ++m) {
           const int o = output + m * 8;
           if (o >= end || shell >= p.shells) continue;
           float* const to =
@@ -510,16 +562,19 @@ __device__ __forceinline__ void store(const GradientParams& p, const Task& task,
         }
       }
   });
-  if (!p.wants_bias || task.chunk_block != 0 || task.pass != 0) return;
-#pragma unroll
-  for (int m = 0; m < 4; ++m) {
-    float sum = products.bias[m / 2][m % 2];
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    const int o = output + m * 8;
-    if (o < end && lane % 4 == 0 && (second == 0 || C::kHalves == 1))
-      reinterpret_cast<float*>(p.workspace + p.bias_sums)[unit * p.outputs + o] = sum;
-  }
+  if (p.wants_bias && task.sums_bias() && share.half == 0 && lane < 16 * C::kMatrices && output - lane / 4 + lane < end)
+    reinterpret_cast<float*>(p.workspace + p.bias_sums)[unit * p.outputs + output - lane / 4 + lane] =
+        load_shared<float>(memory + p.bias_at + 4 * thread);
+}
+
+// Whether some thread of the block found sums that are not finite in the first attempt.
+__device__ __forceinline__ bool try_again(const GradientParams& p, unsigned char* memory, bool finite) {
+  Task task = load_task(p, memory);
+  if (!__syncthreads_or(!finite) || task.scale != 1.0f) return false;
+  task.scale = kShrink;
+  if (threadIdx.x == 0) store_shared<Task>(memory + p.task_at, task);
+  __syncthreads();
+  return true;
 }
 
 // ---- kernel ---------------------------------------------------------------------------------------------------------
@@ -527,7 +582,6 @@ __device__ __forceinline__ void store(const GradientParams& p, const Task& task,
 template <class T, int K, int KD>
 __global__ void __launch_bounds__(kGradientThreads, 1) gradient(const __grid_constant__ GradientParams p) {
   unsigned char* const memory = shared_memory();
-  const Task task(p);
   if (blockIdx.x == 0 && threadIdx.x == 0) *reinterpret_cast<unsigned*>(p.workspace + p.counter) = 0;
   if (K == 0 && threadIdx.x < kPixels) {
     unsigned rest = threadIdx.x;
@@ -536,28 +590,26 @@ __global__ void __launch_bounds__(kGradientThreads, 1) gradient(const __grid_con
     const int pixel = (place[0] * p.halo[1] + place[1]) * p.halo[2] + place[2];
     store_shared<int>(memory + p.pixel_at + 4 * threadIdx.x, rest > 0 ? 0 : pixel * kPixelBytes);
   }
+  if (threadIdx.x == 0) store_shared<Task>(memory + p.task_at, task_of<Constants<T, K, KD>>(p, blockIdx.x));
   __syncthreads();
 
   // float16 ends at 65504, which shell sums may leave: once more, then, with smaller ones.  Small values keep all their
   // digits in the first attempt.
   constexpr bool kMayOverflow = std::is_same_v<T, Float16>;
-  float scale = 1.0f;
   if (threadIdx.x >= kMultiplyThreads) {
-    const int thread = static_cast<int>(threadIdx.x) - kMultiplyThreads;
-    while (true) {
-      gather<T, K, KD>(p, memory, task, scale, thread);
-      if (!kMayOverflow || !__syncthreads_or(false) || scale != 1.0f) return;
-      scale = kShrink;
-    }
+    do {
+      gather<T, K, KD>(p, memory, static_cast<int>(threadIdx.x) - kMultiplyThreads);
+    } while (kMayOverflow && try_again(p, memory, true));
+    return;
   }
   Products<T, K, KD> products;
-  while (true) {
+  do {
     products.clear();
-    multiply<T, K, KD>(p, memory, task, products, threadIdx.x);
-    if (!kMayOverflow || !__syncthreads_or(!products.is_finite()) || scale != 1.0f) break;
-    scale = kShrink;
-  }
-  store<T, K, KD>(p, task, products, scale, threadIdx.x);
+    store_shared<float>(memory + p.bias_at + 4 * threadIdx.x, 0.0f);
+    __syncwarp();  // each warp adds to its own
+    multiply<T, K, KD>(p, memory, products);
+  } while (kMayOverflow && try_again(p, memory, products.is_finite()));
+  store<T, K, KD>(p, memory, products, threadIdx.x);
 }
 
 using Kernel = void (*)(GradientParams);

@@ -17,6 +17,8 @@ constexpr int kPartPixels = 64;  // that are handed over at a time
 constexpr int kMultiplyThreads = 2 * kGroupThreads;
 constexpr int kGradientThreads = kMultiplyThreads + kGroupThreads;
 
+constexpr int outputs_of_warp(bool exact) { return exact ? 16 : 32; }
+
 // Chunks of channels that a block takes, so that few shells fill the sums as well.
 constexpr int chunks_together(int shells) { return shells <= 4 ? 4 : shells <= 8 ? 2 : 1; }
 
@@ -40,7 +42,7 @@ struct GradientParams : Geometry {
   int out_blocks, block_outputs;  // outputs of a block, a multiple of 32 bytes
   int chunk_blocks, passes;       // blocks along the channels, and along the shells
   int splits, all_tiles;          // tiles of all images, and among how many blocks they are split
-  int pixel_splits;               // among how many warps the pixels of a part are, where there are few outputs
+  int pixel_splits;               // among how many warps the pixels of a part are; each has its copy of the sums
   bool wants_bias;
 
   // Workspace: bytes to these places.  Sums are (copies, groups, shells, outputs, channel_pitch) floats, those for the
@@ -49,7 +51,7 @@ struct GradientParams : Geometry {
   int channel_pitch;
 
   // Shared memory: bytes from these places on
-  int halo_bytes, ring_at, grad_at, gather_at, grad_table_at, pixel_at;
+  int halo_bytes, ring_at, grad_at, gather_at, grad_table_at, pixel_at, bias_at, task_at, places_at;
 };
 
 constexpr int kFinishThreads = 256;

@@ -30,6 +30,9 @@ int64_t lay_out(GradientParams& p, const KernelSize& size, int shells) {
   p.gather_at = place(4 * halo);
   p.grad_table_at = place(2 * kGradTableBytes);
   p.pixel_at = place(size.any() ? 4 * kPixels : 0);
+  p.bias_at = place(4 * kMultiplyThreads);
+  p.task_at = place(kPlaceBytes);
+  p.places_at = place(4 * kPlaceBytes);
   return end;
 }
 
@@ -141,13 +144,15 @@ GradientPlan make_gradient_plan(const ConvShape& given, const RingModel& model, 
   p.out_blocks = static_cast<int>(ceil_div(p.outputs, p.block_outputs));
   p.chunk_blocks = static_cast<int>(ceil_div(p.channels, int64_t{chunks} * chunk));
   p.passes = static_cast<int>(ceil_div(p.shells, shells));
-  p.pixel_splits = p.block_outputs == 32 ? 4 : p.block_outputs == 64 ? 2 : 1;
+  const int ways = kMultiplyThreads / 32 / (p.item == 4 ? 1 : 2),
+            of_warp = outputs_of_warp(plan.format == Format::kFloat32);
+  p.pixel_splits = ways;
+  while (p.pixel_splits > 1 && ways / p.pixel_splits * of_warp < p.block_outputs) p.pixel_splits /= 2;
   p.channel_pitch = as_int(round_up(p.channels, chunk), "the number of input channels");
 
   const int64_t units = int64_t{p.groups} * p.out_blocks * p.chunk_blocks * p.passes;
-  const int copies_of_block = (p.item == 4 ? 2 : 1) * p.pixel_splits;
   const int64_t copy_bytes =
-      copies_of_block * 4 * int64_t{p.groups} * p.outputs * (int64_t{p.shells} * p.channel_pitch + 1);
+      p.pixel_splits * 4 * int64_t{p.groups} * p.outputs * (int64_t{p.shells} * p.channel_pitch + 1);
   const int64_t most_splits = std::max<int64_t>(1, std::min<int64_t>(tiles, kMostWorkspace / copy_bytes));
   const Stage stage{int64_t{p.tile[0]} * p.tile[1] * p.tile[2],
                     int64_t{p.halo[0]} * p.halo[1] * p.halo[2],
@@ -167,7 +172,7 @@ GradientPlan make_gradient_plan(const ConvShape& given, const RingModel& model, 
   tabulate(p, tables, shape, model, axes, any);
   plan.tables = tables.take();
 
-  const int copies = p.splits * copies_of_block;
+  const int copies = p.splits * p.pixel_splits;
   p.counter = 0;
   p.sums = 256;
   p.bias_sums = p.sums + round_up(int64_t{copies} * p.groups * p.shells * p.outputs * p.channel_pitch * 4, 256);

@@ -35,17 +35,38 @@ __device__ __forceinline__ int take(unsigned& index, int count) {
   return static_cast<int>(digit);
 }
 
-// One of the tiles of all images, once the group is known.
-__device__ __forceinline__ void place_tile(const Geometry& p, Place& at, unsigned tile) {
-  for (int axis = 2; axis >= 0; --axis) at.first[axis] = take(tile, p.tiles[axis]) * p.tile[axis];
-  for (int axis = 2; axis >= 0; --axis) at.residue[axis] = take(tile, p.classes[axis]);
-  at.image = static_cast<int>(tile);
+__device__ __forceinline__ void place_halo(const Geometry& p, Place& at) {
   for (int axis = 0; axis < 3; ++axis)
     at.origin[axis] = p.tables[p.origins[axis] + at.residue[axis]] + p.step[axis] * p.stride[axis] * at.first[axis];
   at.base = at.image * p.x_strides[0] + int64_t{at.group} * p.channels * p.x_strides[1];
   if (!p.wrap)
     for (int axis = 0; axis < 3; ++axis) at.base += at.origin[axis] * p.x_strides[2 + axis];
+}
+
+// One of the tiles of all images, once the group is known.
+__device__ __forceinline__ void place_tile(const Geometry& p, Place& at, unsigned tile) {
   at.scale = 1.0f;
+  for (int axis = 2; axis >= 0; --axis) at.first[axis] = take(tile, p.tiles[axis]) * p.tile[axis];
+  for (int axis = 2; axis >= 0; --axis) at.residue[axis] = take(tile, p.classes[axis]);
+  at.image = static_cast<int>(tile);
+  place_halo(p, at);
+}
+
+// The tile behind this one.
+__device__ __forceinline__ void place_next(const Geometry& p, Place& at) {
+  bool carry = true;
+  for (int axis = 2; axis >= 0; --axis) {
+    at.first[axis] += carry ? p.tile[axis] : 0;
+    carry = at.first[axis] == p.tiles[axis] * p.tile[axis];
+    if (carry) at.first[axis] = 0;
+  }
+  for (int axis = 2; axis >= 0; --axis) {
+    at.residue[axis] += carry;
+    carry = at.residue[axis] == p.classes[axis];
+    if (carry) at.residue[axis] = 0;
+  }
+  at.image += carry;
+  place_halo(p, at);
 }
 
 static_assert(sizeof(Place) <= kPlaceBytes);
@@ -62,16 +83,18 @@ __device__ __forceinline__ bool locate(const Geometry& p, const Place& at, int a
   return input >= 0 && input < size;
 }
 
-// Bytes from there to each pixel of the halo, kOutside for zeros.
-template <int THREADS>
+// Bytes from there to each pixel of the halo, kOutside for zeros.  HEIGHT and WIDTH of the halo where they are known,
+// else 0.
+template <int THREADS, int HEIGHT = 0, int WIDTH = 0>
 __device__ __forceinline__ void make_gather_table(const Geometry& p, const Place& at, unsigned char* table,
                                                   int thread) {
-  const int pixels = p.halo[0] * p.halo[1] * p.halo[2];
+  const int sizes[3] = {p.halo[0], HEIGHT > 0 ? HEIGHT : p.halo[1], WIDTH > 0 ? WIDTH : p.halo[2]};
+  const int pixels = sizes[0] * sizes[1] * sizes[2];
   for (int pixel = thread; pixel < pixels; pixel += THREADS) {
     unsigned rest = pixel;
     int64_t offset = 0;
     bool inside = true;
-    for (int axis = 2; axis >= 0; --axis) inside &= locate(p, at, axis, take(rest, p.halo[axis]), offset);
+    for (int axis = 2; axis >= 0; --axis) inside &= locate(p, at, axis, take(rest, sizes[axis]), offset);
     store_shared<unsigned>(table + 4 * pixel, inside ? static_cast<unsigned>(offset * p.item) : kOutside);
   }
 }
@@ -106,7 +129,7 @@ __device__ __forceinline__ void load_pixels(const Source& source, const unsigned
     table += thread / 2 * 4;
     to += pixel_offset<SWIZZLED>(thread / 2, thread % 2);
     if (left >= kWords * T::kChannels) {
-#pragma unroll 2
+#pragma unroll(SWIZZLED ? 1 : 2)
       for (int pixel = thread / 2; pixel < pixels; pixel += kGroupThreads / 2) {
         const unsigned offset = load_shared<unsigned>(table);
         if (offset != kOutside)

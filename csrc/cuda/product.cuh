@@ -70,6 +70,8 @@ struct Product {
 #pragma unroll
       for (int first = 0; first < 4; first += kRows) {
         if (!WHOLE && !share.has(first)) continue;
+        // else ptxas keeps the weights for all rows, for which full float32 has no registers
+        if constexpr (std::is_same_v<T, Float32>) __syncwarp();
         uint32_t a[kRows][4];
 #pragma unroll
         for (int m = 0; m < kRows; ++m)
