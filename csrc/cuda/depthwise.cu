@@ -43,6 +43,15 @@ __device__ __forceinline__ void store_spot(const DepthwiseGeometry& p, unsigned 
   store_shared<Spot>(to, at);
 }
 
+// Planes of the halo of a tile, which may have none of its own.
+template <int KD>
+__device__ __forceinline__ int planes_of(const DepthwiseGeometry& p, const unsigned char* spot) {
+  if constexpr (KD <= 1)
+    return 1;
+  else
+    return max(1, min(p.tile[0], load_shared<Spot>(spot).left[0])) + KD - 1;
+}
+
 // Output `place` of a tile along an axis, in bytes from the tensor's first.
 __device__ __forceinline__ int64_t output_offset(const DepthwiseGeometry& p, const Spot& at, int axis, int place) {
   return (at.residue[axis] + int64_t{p.classes[axis]} * (at.first[axis] + place)) * p.out.strides[2 + axis];
@@ -65,13 +74,23 @@ __device__ __forceinline__ void make_table(const DepthwiseGeometry& p, const Pla
   }
 }
 
+// Whether a plane of the halo lies in x; adds how far from where the gather table counts from.  Kernels of any size
+// have all planes in that table, and flat ones have no other.
+template <int KD>
+__device__ __forceinline__ bool locate_plane(const DepthwiseGeometry& p, const Place& at, int plane, int64_t& offset) {
+  if constexpr (KD <= 1)
+    return true;
+  else
+    return locate(p, at, 0, plane, offset);
+}
+
 // One plane of the halo (all of it in kernels of any size) of a chunk that begins at `channel`.
-template <class T, int K>
+template <class T, int KD>
 __device__ __forceinline__ void load_plane(const DepthwiseGeometry& p, const Place& at, int channel, int plane,
                                            const unsigned char* table, unsigned char* to, int thread) {
   constexpr int kItem = sizeof(typename T::Scalar);
   int64_t offset = at.base + channel * p.x_strides[1];
-  if (K > 0 && !locate(p, at, 0, plane, offset)) return;
+  if (!locate_plane<KD>(p, at, plane, offset)) return;
   load_pixels<T, false>({static_cast<const unsigned char*>(p.x) + offset * kItem, p.x_strides[1] * kItem,
                          p.channels - channel, p.plane, p.loader},
                         table, to, thread);
@@ -115,7 +134,15 @@ struct Column {
     at = data + spot.image * p.out.strides[0] + channel * p.out.strides[1] + output_offset(p, spot, 0, 0) +
          output_offset(p, spot, 1, 0) + output_offset(p, spot, 2, column);
   }
-  __device__ __forceinline__ void next_plane(const DepthwiseGeometry& p) { at += p.classes[0] * p.out.strides[2]; }
+  __device__ __forceinline__ void move_planes(const DepthwiseGeometry& p, int planes) {
+    at += planes * int64_t{p.classes[0]} * p.out.strides[2];
+  }
+  __device__ __forceinline__ void next_chunk(const DepthwiseGeometry& p) {
+    constexpr int kChunk = kWords * T::kChannels;
+    at += kChunk * p.out.strides[1];
+    left -= kChunk;
+    if (left <= 0) rows = 0;
+  }
 
   template <int ROW>
   __device__ __forceinline__ void store(const DepthwiseGeometry& p, const float (&values)[T::kChannels]) const {
@@ -246,7 +273,7 @@ struct ForwardTask {
 
   __device__ __forceinline__ void load(int item, int plane, unsigned char* to) const {
     const int chunk = first_chunk + item;
-    load_plane<T, K>(p, spot(), chunk * kChunk, plane, memory + p.gather_at, to, thread);
+    load_plane<T, KD>(p, spot(), chunk * kChunk, plane, memory + p.gather_at, to, thread);
     if (K > 0 && plane == 0)
       for (int i = thread * 16; i < p.value_bytes; i += kGroupThreads * 16)
         copy_async<16>(to + p.values_at + i, p.values + int64_t{chunk} * p.value_bytes + i);
@@ -271,11 +298,15 @@ struct Forward : ForwardTask<T, K, KD> {
   bool is_complete, is_whole;
 
   __device__ __forceinline__ Forward(const DepthwiseParams& params, unsigned char* shared, int chunk_block, int index)
-      : Base(params, shared, chunk_block, index) {}
+      : Base(params, shared, chunk_block, index) {
+    const Spot at = this->spot();
+    out.place(p, static_cast<unsigned char*>(p.y), at, this->first_channel(0), thread / kWords);
+    is_whole = at.left[1] > kTileHeight / 2;
+  }
 
-  __device__ __forceinline__ int planes(int) const { return max(1, min(p.tile[0], this->spot().left[0])) + KD - 1; }
+  __device__ __forceinline__ int planes(int) const { return planes_of<KD>(p, memory + p.spot_at); }
 
-  __device__ __forceinline__ void begin_chunk(const Spot& at, int item, const unsigned char* from) {
+  __device__ __forceinline__ void begin_chunk(const unsigned char* from) {
     const auto load = [&](int row, float (&to)[kChannels]) {
       const auto found = load_shared<Values<kChannels>>(from + 4 * kChannels * (row * kWords + thread % kWords));
 #pragma unroll
@@ -290,20 +321,21 @@ struct Forward : ForwardTask<T, K, KD> {
       for (int row = 0; row < kTileHeight; ++row)
 #pragma unroll
         for (int j = 0; j < kChannels; ++j) sums[plane][row][j] = 0;
-    out.place(p, static_cast<unsigned char*>(p.y), at, this->first_channel(item), thread / kWords);
-    is_whole = at.left[1] > kTileHeight / 2;
   }
 
   __device__ __forceinline__ void work(int item, int plane, const unsigned char* halo) {
-    const Spot at = this->spot();
-    if (plane == 0) begin_chunk(at, item, halo + p.values_at);
+    if (plane == 0) begin_chunk(halo + p.values_at);
     is_complete = plane >= KD - 1;
     int64_t offset = 0;
-    if (locate(p, at, 0, plane, offset))
+    if (locate_plane<KD>(p, this->spot(), plane, offset))
       S::template walk<0, 1, kTogether>(*this, halo, thread);
     else
       pass_zeros();
-    if (is_complete) out.next_plane(p);
+    const int done = plane - (KD - 1) + 1;
+    if (KD > 1 && is_complete) out.move_planes(p, 1);
+    if (plane + 1 < planes(item)) return;
+    if (KD > 1) out.move_planes(p, -done);
+    out.next_chunk(p);
   }
 
   __device__ __forceinline__ void pass_zeros() {
@@ -434,7 +466,7 @@ struct GradientTask {
       find_spot(item + 1);
       __syncthreads();
     }
-    load_plane<T, K>(p, at, chunk * kChunk, plane, memory + p.gather_at, to, thread);
+    load_plane<T, KD>(p, at, chunk * kChunk, plane, memory + p.gather_at, to, thread);
   }
 
   __device__ __forceinline__ int channel() const { return chunk * kChunk + thread % kWords * kChannels; }
@@ -506,10 +538,7 @@ struct Gradient : GradientTask<T, K, KD> {
     }
   }
 
-  __device__ __forceinline__ int out_planes(int item) const {
-    return max(1, min(p.tile[0], load_shared<Spot>(this->spot_at(item)).left[0]));
-  }
-  __device__ __forceinline__ int planes(int item) const { return out_planes(item) + KD - 1; }
+  __device__ __forceinline__ int planes(int item) const { return planes_of<KD>(p, this->spot_at(item)); }
 
   __device__ __forceinline__ void work(int item, int plane, const unsigned char* halo) {
     const Spot at = this->spot(item);
@@ -521,18 +550,18 @@ struct Gradient : GradientTask<T, K, KD> {
       grad.place(p, static_cast<const unsigned char*>(p.grad), at, this->channel(), thread / kWords);
       is_whole = at.left[1] > kTileHeight / 2;
     }
-    const bool is_there = plane < out_planes(item);
+    const bool is_there = plane < planes(item) - (KD - 1);
     static_for<kTileHeight>([&](auto row) {
 #pragma unroll
       for (int i = 0; i + 1 < KD; ++i) grads[i][row] = grads[i + 1][row];
       grads[KD - 1][row] = KD == 1 || is_there ? grad.template load<row>(p) : 0;
     });
-    grad.next_plane(p);
+    if (KD > 1) grad.move_planes(p, 1);
     static_for<kTileHeight>([&](auto row) {
       static_for<kChannels>([&](auto j) { bias[j] += T::template unpack<j>(grads[KD - 1][row]); });
     });
     int64_t offset = 0;
-    if (locate(p, at, 0, plane, offset)) S::template walk<0, 1, kTogether>(*this, halo, thread);
+    if (locate_plane<KD>(p, at, plane, offset)) S::template walk<0, 1, kTogether>(*this, halo, thread);
   }
 
   __device__ __forceinline__ void finish() const {

@@ -24,8 +24,8 @@ constexpr int kDepthwiseWarps = kGroupThreads / 32;
 // of two channels a thread, each of which takes registers.
 constexpr int forward_residents(int k, int depth, bool half) {
   if (k == 0) return 4;
-  if (!half) return k <= 5 && depth == 1 ? 8 : k == 3 ? 6 : 4;
-  if (depth == 1) return k <= 3 ? 8 : k <= 5 ? 6 : k <= 9 ? 4 : 3;
+  if (!half) return depth == 1 ? (k <= 5 ? 8 : k <= 7 ? 6 : k <= 9 ? 5 : 4) : k == 3 ? 6 : 4;
+  if (depth == 1) return k <= 3 ? 8 : k <= 5 ? 6 : k <= 7 ? 5 : k <= 9 ? 4 : 3;
   return k <= 3 ? 5 : k <= 5 ? 3 : 2;
 }
 constexpr int gradient_residents(int k, int depth, bool half) {

@@ -27,6 +27,9 @@ Problem problem_of(const ConvShape& given, const RingModel& model) {
   problem.shape = merge_groups(given, static_cast<int>(given.groups));
   problem.axes = plan_axes(given);
   problem.chosen = choose_kernel(given, model, problem.axes);
+  const Axis& depth = given.axis[0];
+  const bool flat = depth.in == 1 && depth.out == 1 && depth.low == 0;
+  if (problem.chosen.size.depth == 1 && !flat) problem.chosen = any_size(model);
   problem.taps = taps_of(model);
   return problem;
 }
