@@ -35,15 +35,14 @@ if torch.cuda.is_available():
     pytest.skip("a GPU is here: test_gpu.py runs the compiled kernels instead", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parent.parent
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32}
-# largest error over the largest value of the float64 reference, output and gradient by x, any case; the other gradients
-# are another engine's
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}
+# largest error over the largest value of the float64 reference, output and all gradients, any case
 TOLERANCE = {
-    "float16": 1.5e-3,  # worst seen 9.6e-4, replicate
-    "bfloat16": 1e-2,  # worst seen 6.6e-3, transpose
-    "tf32": 1.5e-3,  # worst seen 8.3e-4, stride-2-3d
+    "float16": 1.5e-3,  # worst seen 1.0e-3, sigma's gradient of k-4
+    "bfloat16": 1.6e-2,  # worst seen 1.1e-2, sigma's gradient of transpose-dilation
+    "tf32": 2e-3,  # worst seen 1.4e-3, sigma's gradient of k-4
+    "float32": 5e-6,  # worst seen 2.9e-6, sigma's gradient where one block sums over all of a dilated image's pixels
 }
-OTHERS = {"float16": 7e-3, "bfloat16": 2e-2, "tf32": 2e-6}  # as for the reference engine
 BY_ID = {case.id: case for case in CASES}
 SIZES = {(k, 1) for k in (3, 5, 7, 9, 11)} | {(k, k) for k in (3, 5, 7)} | {(0, 0)}  # of compiled kernels, 0: any
 
@@ -57,14 +56,25 @@ def _emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     problem_module._problems.clear()
 
 
+@pytest.fixture(autouse=True)
+def _precision(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Of float32 products, by the test's parameter `dtype`; else TF32."""
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    exact = "callspec" in dir(request.node) and request.node.callspec.params.get("dtype") == "float32"
+    conv.fp32_precision = "ieee" if exact else "tf32"
+    yield
+    conv.fp32_precision = before
+
+
 @pytest.fixture
 def plans(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The plans that are run, in order, with the address of what they read."""
     done: list[Any] = []
     real = engine_module._Plan.run
 
-    def noted(self: Any, x: Tensor, *rest: Any) -> None:
-        done.append((self.native, x.data_ptr()))
+    def noted(self: Any, x: int, *rest: Any) -> None:
+        done.append((self.native, x))
         real(self, x, *rest)
 
     monkeypatch.setattr(engine_module._Plan, "run", noted)
@@ -76,25 +86,32 @@ def agree(case: Case, dtype: str) -> None:
     found = outputs_of(case, case.tensors(DTYPES[dtype]), "cuda")
     expected = outputs_of(case, case.tensors(torch.float64), "reference")
     assert all(t.dtype is DTYPES[dtype] for t in found.values())
-    for name, error in largest_errors(found, expected).items():
-        assert error < (TOLERANCE if name in ("y", "grad_x") else OTHERS)[dtype], (name, error)
-
-
-def both_agree(case: Case, dtype: str) -> None:
-    """Output and gradient by x, the two that the engine makes itself."""
-    made = []
-    for tensors, engine in ((case.tensors(DTYPES[dtype]), "cuda"), (case.tensors(torch.float64), "reference")):
-        x = tensors["x"].requires_grad_()
-        y = case(tensors, engine)
-        grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(y)
-        made.append({"y": y.detach(), "grad_x": torch.autograd.grad(y, x, grad)[0]})
-    errors = largest_errors(*made)
+    errors = largest_errors(found, expected)
     assert max(errors.values()) < TOLERANCE[dtype], errors
+
+
+def as_on(card: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans as for a card with so many bytes of shared memory a block, and so many multiprocessors."""
+    c, _ = engine_module._kernels()
+    for name in ("CudaPlan", "CudaGradientPlan", "DepthwisePlan", "DepthwiseGradientPlan"):
+        monkeypatch.setattr(c, name, partial(getattr(c, name), card=card))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_kernels_agree_with_the_definition(case: Case, dtype: str) -> None:
+def test_kernels_agree_with_the_definition(case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tiles and a block for each, as small problems get; races are watched once."""
+    if dtype != "bfloat16":
+        monkeypatch.delenv("RADCONV_EMULATION_RACES")
+    agree(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_kernels_agree_as_planned_for_large_problems(case: Case, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a card with one multiprocessor, every problem is large: whole tiles, many of them for a block."""
+    monkeypatch.delenv("RADCONV_EMULATION_RACES")
+    as_on((163 * 1024, 1), monkeypatch)
     agree(case, dtype)
 
 
@@ -103,18 +120,19 @@ def test_case_table_runs_every_kernel(dtype: str, plans: list[Any], monkeypatch:
     monkeypatch.delenv("RADCONV_EMULATION_RACES")
     for case in CASES:
         if case.id.startswith(("k-", "volume", "batch-1", "tile+1")):
-            case(case.tensors(DTYPES[dtype]), "cuda")
-    assert {native.facts()["kernel"] for native, _ in plans} == SIZES
+            outputs_of(case, case.tensors(DTYPES[dtype]), "cuda")
+    for kind in ("CudaPlan", "CudaGradientPlan"):
+        assert {native.facts()["kernel"] for native, _ in plans if type(native).__name__ == kind} == SIZES
 
 
 @pytest.mark.parametrize("order", ["backward", "1", "2"])
-@pytest.mark.parametrize("id", ["many-tiles", "inputs-260", "volume", "k-15", "stride-2"])
+@pytest.mark.parametrize("id", ["many-tiles", "inputs-260", "volume", "k-15", "stride-2", "depthwise"])
 def test_results_do_not_depend_on_the_order_of_threads(id: str, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = BY_ID[id].tensors(torch.float16)
     forward = outputs_of(BY_ID[id], tensors, "cuda")
     monkeypatch.setenv("RADCONV_EMULATION_ORDER", order)
     again = outputs_of(BY_ID[id], tensors, "cuda")
-    assert all(torch.equal(forward[name], again[name]) for name in ("y", "grad_x"))
+    assert all(torch.equal(forward[name], again[name]) for name in forward)
 
 
 # --- what the planner chooses -----------------------------------------------------------------------------------------
@@ -150,7 +168,10 @@ def test_address_of_one_element(dtype: str, plans: list[Any]) -> None:
     x = tensors["x"]
     moved = torch.zeros(x.numel() + 1, dtype=x.dtype)[1:].as_strided(x.shape, x.stride()).copy_(x)
     assert torch.equal(case({**tensors, "x": moved}, "cuda"), case(tensors, "cuda"))
-    assert [native.loader(x) for native, x in plans] == ["word" if dtype == "tf32" else "scalar", "vector"]
+    assert [native.loader(x) for native, x in plans] == [
+        "word" if DTYPES[dtype] is torch.float32 else "scalar",
+        "vector",
+    ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -160,12 +181,11 @@ def test_shared_memory_of_smaller_cards(
     id: str, shared: int, dtype: str, plans: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With less of it, fewer buffers and fewer outputs a block; 163 KiB hold everything twice."""
-    c, _ = engine_module._kernels()
-    monkeypatch.setattr(c, "CudaPlan", partial(c.CudaPlan, card=(shared * 1024, 1)))
+    as_on((shared * 1024, 1), monkeypatch)
     monkeypatch.delenv("RADCONV_EMULATION_RACES")
-    both_agree(replace(BY_ID[id], channels=(40, 260 if id == "outputs-260" else 130), batch=1), dtype)
+    agree(replace(BY_ID[id], channels=(40, 260 if id == "outputs-260" else 130), batch=1), dtype)
     facts = plans[0][0].facts()
-    assert facts["shared"] <= shared * 1024
+    assert all(native.facts()["shared"] <= shared * 1024 for native, _ in plans)
     if shared == 163 and facts["kernel"] != (0, 0):
         assert (facts["halo_buffers"], facts["weight_buffers"], facts["block_outputs"]) == (2, 2, 128)
     if (shared, id) == (99, "k-9"):
@@ -182,28 +202,58 @@ def test_dilation_and_circular_padding_cost_no_shared_memory(
     monkeypatch.delenv("RADCONV_EMULATION_RACES")
     for dilation in (1, 2, 5, (3, 40)):
         case = Case("dilated", (80, 165), channels=(3, 4), batch=1, k=5, options={"dilation": dilation})
-        both_agree(case, dtype)
-        both_agree(
-            replace(case, options={"dilation": dilation, "padding": (12, 80), "padding_mode": "circular"}), dtype
-        )
-    assert len({native.facts()["shared"] for native, _ in plans}) == 1
+        agree(case, dtype)
+        agree(replace(case, options={"dilation": dilation, "padding": (12, 80), "padding_mode": "circular"}), dtype)
+    for kind in ("CudaPlan", "CudaGradientPlan"):
+        assert len({native.facts()["shared"] for native, _ in plans if type(native).__name__ == kind}) == 1
     assert {native.facts()["kernel"] for native, _ in plans} == {(5, 1)}
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
+RATIOS = ["float16-float16-0.03", "float16-float16-1e-5", "bfloat16-bfloat16-1"]
+
+
+def beside_the_dense_form(dtypes: str, weights: str, k: int, scale: int) -> dict[str, tuple[float, float]]:
+    x, w, size = dtypes.split("-", 2)
+    return rounding_errors("cuda", getattr(torch, x), getattr(torch, w), weights, scale, k, float(size))
+
+
 @pytest.mark.parametrize(("k", "scale"), [(3, 1), (3, 5), (9, 1), (9, 5), (11, 3)])
 @pytest.mark.parametrize("weights", ["random", "projected"])
-@pytest.mark.parametrize("dtypes", ["float16-float16-0.03", "float16-float16-1e-5", "bfloat16-bfloat16-1"])
+@pytest.mark.parametrize("dtypes", RATIOS)
 def test_error_is_at_most_one_and_a_half_times_the_dense_one(
     dtypes: str, weights: str, k: int, scale: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Output and gradient by x, incoming gradients far below 1 too. Worst ratios seen: bfloat16 0.77, float16 1.14."""
+    """Incoming gradients far below 1 too. Worst ratios seen: output and gradient by x bfloat16 0.77, float16 1.14."""
     monkeypatch.delenv("RADCONV_EMULATION_RACES")
-    x, w, size = dtypes.split("-", 2)
-    errors = rounding_errors("cuda", getattr(torch, x), getattr(torch, w), weights, scale, k, float(size))
-    for name in ("y", "x"):
+    for name, (ours, dense) in beside_the_dense_form(dtypes, weights, k, scale).items():
+        assert name == "sigma" or ours <= 1.5 * dense, (name, ours, dense)
+
+
+@pytest.mark.parametrize("dtypes", RATIOS)
+def test_error_of_sigmas_gradient_beside_the_dense_one(dtypes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all of them: one has as few numbers as there are rings, whose rounding comes out as it may."""
+    monkeypatch.delenv("RADCONV_EMULATION_RACES")
+    pairs = [
+        beside_the_dense_form(dtypes, weights, k, scale)["sigma"]
+        for weights in ("random", "projected")
+        for k, scale in ((3, 1), (3, 5), (9, 1), (9, 5), (11, 3))
+    ]
+    ours, dense = (sum(pair[i] ** 2 for pair in pairs) ** 0.5 for i in range(2))
+    assert ours <= 1.5 * dense, (ours, dense)
+
+
+@pytest.mark.parametrize("dtype", ["float32"])
+@pytest.mark.parametrize(("k", "scale"), [(3, 1), (9, 5), (11, 3)])
+def test_full_float32_is_as_exact_as_the_dense_form(
+    k: int, scale: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its products are sums of three. Worst ratio seen 1.4, k = 3."""
+    monkeypatch.delenv("RADCONV_EMULATION_RACES")
+    errors = beside_the_dense_form(f"{dtype}-{dtype}-1", "projected", k, scale)
+    for name in ("y", "x", "w"):
         ours, dense = errors[name]
         assert ours <= 1.5 * dense, (name, ours, dense)
 
@@ -300,8 +350,6 @@ def test_reasons_why_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     x, w, sigma = torch.randn(1, 2, 9, 9), torch.randn(3, 2, 3), radconv_ext.default_sigma(5)
     refused("serves float32, float16 and bfloat16, this is float64", x.double(), w.double(), sigma.double())
     refused("channel-wise sigma", x, w, torch.rand(3, 2, 3))
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        refused("multiplies float32 in TF32, which torch.* doesn't allow", x, w, sigma, padding=1)
     refused(
         r"a profile of 60 rings by \d+ shells is larger than one block holds",
         torch.randn(1, 2, 119, 119), torch.randn(3, 2, 60), torch.rand(60),
@@ -380,16 +428,38 @@ def test_native_cuda_comes_first_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> No
             for groups in (1, 4):
                 made = problem_of(precision, groups, "auto")
                 chosen[reason is None, precision, groups] = radconv_ext.engines.choose(made).name
-    assert {key for key, name in chosen.items() if name == "cuda"} == {(True, "tf32", 1)}
+    assert {key for key, name in chosen.items() if name == "cuda"} == {key for key in chosen if key[0]}
     assert set(chosen.values()) == {"cuda", "triton"}
     with pytest.raises(ValueError, match=r"'cuda' can't serve this call: CUDA part: built, but the driver is too old"):
         radconv_ext.engines.choose(problem_of("tf32", 1, "cuda"))
 
 
-def problem_of(precision: str, groups: int, engine: str) -> problem_module.RadialConvProblem:
+CHOICES = [
+    ((8, 3, 1024, 1024), 8, 1, "reference"),  # three channels: a block has next to nothing to do
+    ((32, 64, 56, 56), 64, 1, "cuda"),
+    ((2, 64, 14, 14), 64, 1, "cuda"),
+    ((8, 64, 512, 512), 64, 64, "cuda"),
+]
+
+
+@pytest.mark.parametrize(("shape", "outputs", "groups", "engine"), CHOICES)
+def test_dense_form_where_the_cost_model_says_so(
+    shape: tuple[int, ...], outputs: int, groups: int, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RADCONV_EMULATE_CUDA")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    emulated, _ = engine_module._emulated("1")
+    monkeypatch.setattr(engine_module, "_kernels", lambda: (emulated, None))
+    assert radconv_ext.engines.choose(problem_of("tf32", groups, "auto", shape, outputs)).name == engine
+    assert radconv_ext.engines.choose(problem_of("tf32", groups, "cuda", shape, outputs)).name == "cuda"
+
+
+def problem_of(
+    precision: str, groups: int, engine: str, shape: tuple[int, ...] = (1, 4, 9, 9), outputs: int = 4
+) -> problem_module.RadialConvProblem:
     spec, _ = problem_module.make_spec(engine, 2, "gaussian", 3, None, None, 1, 0, 1, groups, "zeros", True, False, 0)
-    x, w = torch.empty(1, 4, 9, 9), torch.empty(4, 4 // groups, 3)
-    made = problem_module.build_problem(spec, x, w, torch.empty(3), None)
+    x, w = torch.empty(shape, device="meta"), torch.empty(outputs, shape[1] // groups, 3, device="meta")
+    made = problem_module.build_problem(spec, x, w, torch.empty(3, device="meta"), None)
     return replace(made, device=torch.device("cuda", 0), precision=precision)
 
 

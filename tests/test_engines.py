@@ -27,11 +27,11 @@ TOLERANCE = {
 
 
 def outputs_of(case: Case, tensors: dict[str, Tensor], engine: str) -> dict[str, Tensor]:
-    """Output and gradients by every tensor, for the same gradient of the output."""
+    """Output and gradients by every tensor, for the same gradient of the output, laid out as that."""
     leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
     y = case(leaves, engine)
     generator = torch.Generator().manual_seed(1)
-    grad = torch.randn(y.shape, generator=generator).bfloat16().to(y)
+    grad = torch.empty_like(y).copy_(torch.randn(y.shape, generator=generator).bfloat16())
     gradients = torch.autograd.grad(y, list(leaves.values()), grad)
     return {"y": y.detach(), **{f"grad_{name}": g for name, g in zip(leaves, gradients, strict=True)}}
 

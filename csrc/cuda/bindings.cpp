@@ -48,6 +48,8 @@ class CudaPlan {
     d["block_outputs"] = p.block_outputs;
     d["passes"] = p.passes;
     d["merged"] = plan_.prep.merged;
+    d["clocks"] = plan_.clocks;
+    d["dense_clocks"] = plan_.dense_clocks;
     return d;
   }
 

@@ -29,7 +29,8 @@ constexpr double kProductSlots = 14;          // of the product, whatever its si
 constexpr double kMatrixFlopPerClock = 1680;  // of mma.sync, halves
 constexpr double kBytesPerClock = 16;         // of device memory, a multiprocessor's share
 constexpr double kDenseFlopPerClock = 2800;   // 650 TFLOP/s on 132 multiprocessors
-constexpr int kDenseTile = 128;               // pixels of a dense kernel's block, whose outputs are 64
+constexpr int kDenseTile = 128, kDenseOutputs = 64, kDenseChannels = 8;  // what a dense kernel rounds sizes up to
+constexpr double kDenseStartClocks = 100000;                             // half a dozen small launches
 
 struct Stage {
   int64_t pixels, halo;  // of one block, and of its halo
@@ -82,17 +83,29 @@ inline int64_t best_splits(int64_t units, int64_t tiles, double tile_clocks, dou
   return best;
 }
 
-// The dense convolution, as good as there is one.
-inline double dense_clocks(const ConvShape& shape, const Card& card, int chunk) {
-  double pixels = static_cast<double>(shape.batch), taps = 1;
+// Input and output of a convolution, to and from device memory once: no kernel takes less.
+inline double memory_clocks(const ConvShape& shape, const Card& card) {
+  int64_t in = shape.in_per_group, out = shape.out_per_group;
   for (const Axis& a : shape.axis) {
-    pixels *= static_cast<double>(a.out);
-    taps *= static_cast<double>(a.kernel);
+    in *= a.in;
+    out *= a.out;
   }
-  const int64_t blocks =
-      shape.groups * ceil_div(static_cast<int64_t>(pixels), kDenseTile) * ceil_div(shape.out_per_group, 64);
-  const double depth = taps * static_cast<double>(round_up(shape.in_per_group, chunk / 2));
-  return waves(blocks, card.multiprocessors) * (kStartClocks + 2 * depth * 64 * kDenseTile / kDenseFlopPerClock);
+  const double elements = static_cast<double>(shape.batch * shape.groups) * static_cast<double>(in + out);
+  return elements * item_bytes(shape.dtype) / (kBytesPerClock * card.multiprocessors);
+}
+
+// The dense convolution, as good as there is one, and the kernel that has to be written out for it first.
+inline double dense_clocks(const ConvShape& shape, const Card& card) {
+  int64_t pixels = shape.batch, taps = 1;
+  for (const Axis& a : shape.axis) {
+    pixels *= a.out;
+    taps *= a.kernel;
+  }
+  const int64_t blocks = shape.groups * ceil_div(pixels, kDenseTile) * ceil_div(shape.out_per_group, kDenseOutputs);
+  const int64_t depth = taps * round_up(shape.in_per_group, kDenseChannels);
+  const double block = 2.0 * static_cast<double>(depth) * kDenseOutputs * kDenseTile /
+                       (kDenseFlopPerClock / (item_bytes(shape.dtype) == 4 ? 2 : 1));
+  return kDenseStartClocks + std::max(memory_clocks(shape, card), waves(blocks, card.multiprocessors) * block);
 }
 
 }  // namespace radconv::cuda

@@ -15,6 +15,7 @@ struct Layout {
   std::array<int, 3> tile{};
   std::array<int64_t, 3> halo{};
   int halo_buffers = 0, weight_buffers = 0, block_outputs = 0;
+  double clocks = INFINITY;
 };
 
 // Places in shared memory, and how much there is in all.
@@ -57,7 +58,6 @@ Layout choose_layout(ConvParams& p, const AxisPlans& axes, const ConvShape& shap
   const int64_t taps = taps_of(model);
   Layout best;
   int64_t smallest = -1;
-  double fastest = INFINITY;
   for (const auto& tile : possible_tiles(size)) {
     Layout layout;
     layout.tile = tile;
@@ -85,13 +85,11 @@ Layout choose_layout(ConvParams& p, const AxisPlans& axes, const ConvShape& shap
     const int64_t worked = size.any() ? kPixels : int64_t{tile[1]} * tile[2];
     const int chunk = kPixelBytes / p.item;
     const Stage stage{worked, pixels, taps, size.k, p.shells, p.per_pass, layout.block_outputs, p.steps, chunk};
-    const double time =
+    layout.clocks =
         waves(tiles * ceil_div(p.outputs, layout.block_outputs), card.multiprocessors) * block_clocks(stage);
-    if (time >= fastest) continue;
-    fastest = time;
-    best = layout;
+    if (layout.clocks < best.clocks) best = layout;
   }
-  if (fastest == INFINITY)
+  if (best.clocks == INFINITY)
     throw Unservable("the pixels that one output meets take " + std::to_string(smallest) +
                      " bytes of shared memory, a block of this card has " + std::to_string(card.shared));
   return best;
@@ -130,6 +128,8 @@ Plan make_plan(const ConvShape& given, const RingModel& model, bool transpose, b
 
   const Layout layout = choose_layout(p, axes, shape, model, chosen.size, card);
   plan.shared = lay_out(p, layout, chosen.size);
+  plan.clocks = std::max(layout.clocks, memory_clocks(given, card));
+  plan.dense_clocks = dense_clocks(given, card);
   p.out_blocks = static_cast<int>(ceil_div(p.outputs, p.block_outputs));
   const int64_t tiles = set_tile(p, axes, layout.tile);
   p.plane = p.halo[1] * p.halo[2] * (any ? p.halo[0] : 1);

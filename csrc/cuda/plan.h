@@ -20,8 +20,9 @@ struct Plan {
   KernelSize size{};
   ConvParams conv{};
   PrepParams prep{};
-  std::vector<int32_t> tables;  // to be copied to the device, 8-byte aligned
-  int64_t workspace = 0;        // bytes, 256-byte aligned
+  std::vector<int32_t> tables;          // to be copied to the device, 8-byte aligned
+  int64_t workspace = 0;                // bytes, 256-byte aligned
+  double clocks = 0, dense_clocks = 0;  // by cost.h: of this plan, and of the dense convolution
   unsigned blocks = 0, prep_blocks = 0;
   int shared = 0, prep_shared = 0;
   Format format = Format::kFloat32;

@@ -44,10 +44,9 @@ class Engine(Protocol):
         """Gradients by x, w, p and bias; None where not wanted."""
 
 
+_cuda = CudaEngine()
 # in the order in which choose() tries them
-ENGINES: dict[str, Engine] = {
-    engine.name: engine for engine in (CpuEngine(), CudaEngine(), TritonEngine(), ReferenceEngine())
-}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (CpuEngine(), _cuda, TritonEngine(), ReferenceEngine())}
 
 _preferred: ContextVar[str] = ContextVar("radconv_ext_engine", default="auto")
 
@@ -82,11 +81,16 @@ def use_engine(engine: str) -> Iterator[None]:
 
 
 def choose(problem: RadialConvProblem) -> Engine:
-    """The engine that the problem insists on, or the first that can serve it."""
+    """The engine that the problem insists on, or the first that can serve it.
+
+    Where the native CUDA engine's cost model says that the dense convolution is faster (few channels, large images),
+    that is the reference engine.
+    """
     wanted = problem.options.engine
     if wanted != "auto":
         reason = ENGINES[wanted].why_not(problem)
         if reason is not None:
             raise ValueError(f"engine: {wanted!r} can't serve this call: {reason} ({problem})")
         return ENGINES[wanted]
-    return next(engine for engine in ENGINES.values() if engine.why_not(problem) is None)
+    found = next(engine for engine in ENGINES.values() if engine.why_not(problem) is None)
+    return ENGINES["reference"] if found is _cuda and _cuda.dense_is_faster(problem) else found

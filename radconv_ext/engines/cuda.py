@@ -195,6 +195,13 @@ class CudaEngine:
                 return f"has shared memory for {pixels} output pixels at a time, and would take as long for 128"
         return None
 
+    def dense_is_faster(self, problem: RadialConvProblem) -> bool:
+        """What the cost model (csrc/cuda/cost.h) says of the dense convolution, for a problem that this one serves."""
+        if _is_depthwise(problem):
+            return False
+        facts = self._plan(problem, False, problem.x_strides).native.facts()
+        return facts["dense_clocks"] < facts["clocks"]
+
     def forward(
         self, problem: RadialConvProblem, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None
     ) -> Tensor:
@@ -267,7 +274,7 @@ class CudaEngine:
         return _kept(
             problem,
             ("adjoint" if adjoint else "forward", x_strides),
-            lambda c: c.CudaPlan(
+            lambda c: (c.DepthwisePlan if _is_depthwise(problem) else c.CudaPlan)(
                 **_common(c, problem, adjoint), x_strides=x_strides, channels_last=problem.channels_last
             ),
         )
@@ -279,10 +286,14 @@ class CudaEngine:
         return _kept(
             problem,
             ("weights", grad_strides),
-            lambda c: c.CudaGradientPlan(
+            lambda c: (c.DepthwiseGradientPlan if _is_depthwise(problem) else c.CudaGradientPlan)(
                 **_common(c, problem, transposed), x_strides=layouts[transposed], grad_strides=layouts[not transposed]
             ),
         )
+
+
+def _is_depthwise(problem: RadialConvProblem) -> bool:
+    return problem.in_channels == problem.out_channels == problem.options.groups
 
 
 def _common(c: ModuleType, problem: RadialConvProblem, adjoint: bool) -> dict[str, Any]:
