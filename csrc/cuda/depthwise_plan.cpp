@@ -137,8 +137,8 @@ void check_span(const DepthwiseGeometry& p, const KernelSize& size) {
 
 }  // namespace
 
-DepthwisePlan make_depthwise_plan(const ConvShape& shape, const RingModel& model, bool transpose, const Strides& x,
-                                  const Strides& y, const Card& card) {
+DepthwisePlan make_depthwise_plan(const ConvShape& shape, const RingModel& model, bool transpose, bool /* exact */,
+                                  const Strides& x, const Strides& y, const Card& card) {
   const Problem problem = problem_of(shape, model);
   DepthwisePlan plan;
   plan.size = problem.chosen.size;
@@ -188,7 +188,8 @@ DepthwisePlan make_depthwise_plan(const ConvShape& shape, const RingModel& model
 }
 
 DepthwiseGradientPlan make_depthwise_gradient_plan(const ConvShape& shape, const RingModel& model, bool transpose,
-                                                   const Strides& x, const Strides& grad, const Card& card) {
+                                                   bool /* exact */, const Strides& x, const Strides& grad,
+                                                   const Card& card) {
   const Problem problem = problem_of(shape, model);
   for (const AxisPlan& axis : problem.axes)
     if (axis.differ) throw Unservable("the weight gradient of an upsampled input is that of the adjoint convolution");

@@ -36,10 +36,11 @@ struct DepthwiseGradientPlan {
   Format format = Format::kFloat32;
 };
 
-// Both throw Unservable.  `transpose` as in cpu::conv.
-DepthwisePlan make_depthwise_plan(const ConvShape& shape, const RingModel& model, bool transpose, const Strides& x,
-                                  const Strides& y, const Card& card);
+// Both throw Unservable.  `transpose` as in cpu::conv; float32 is full float32 whether `exact` or not, since nothing
+// here is multiplied on matrix units.
+DepthwisePlan make_depthwise_plan(const ConvShape& shape, const RingModel& model, bool transpose, bool exact,
+                                  const Strides& x, const Strides& y, const Card& card);
 DepthwiseGradientPlan make_depthwise_gradient_plan(const ConvShape& shape, const RingModel& model, bool transpose,
-                                                   const Strides& x, const Strides& grad, const Card& card);
+                                                   bool exact, const Strides& x, const Strides& grad, const Card& card);
 
 }  // namespace radconv::cuda
