@@ -7,6 +7,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 Counts = Counter[str]  # opcodes with their modifiers; of several passes' average, not whole
@@ -31,7 +32,7 @@ class Instruction:
     never: bool = False  # by a predicate that is always false: ptxas puts such loads before asynchronous copies
     target: str | None = None  # label that it names
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.opcode.partition(".")[0]
 
@@ -102,7 +103,8 @@ class Loop:
 class Flow:
     """Basic blocks of a function, by index, and its loops.
 
-    `off` tells which instructions a predicate switches off: they are issued, no more, and count as NOPs.
+    `off` tells which instructions a predicate switches off: they are issued, no more, and count as NOPs.  The lanes of
+    a warp are taken to be together: what BRA.DIV branches to, and BRA.CONV passes by, is never executed.
     """
 
     def __init__(self, disassembly: str, off: Callable[[Instruction], bool] = lambda i: i.never) -> None:
@@ -119,9 +121,10 @@ class Flow:
         self.next: list[list[int]] = []
         for i, block in enumerate(self.blocks):
             last, after = block[-1], []
-            if last.name in ("BRA", "CALL") and last.target is not None:
+            apart = last.opcode.startswith("BRA.DIV")
+            if last.name in ("BRA", "CALL") and last.target is not None and not apart:
                 after.append(at[labels[last.target]])
-            through = last.name not in ("BRA", "EXIT", "RET", "BRX") or last.guarded
+            through = apart or last.name not in ("BRA", "EXIT", "RET", "BRX") or last.guarded
             if through and i + 1 < len(self.blocks):
                 after.append(i + 1)
             self.next.append(after)
@@ -190,7 +193,7 @@ class Flow:
         inner: Mapping[int, Counts],
         keys: Sequence[Callable[[Instruction], bool]] = (),
         weight: Callable[[int], float] = lambda block: 1,
-    ) -> dict[Numbers, Counts]:
+    ) -> dict[Numbers, Way]:
         """What one pass of the loop executes along its longest way from head to head, for each combination of numbers
         of instructions on the way that the `keys` are true of, inner loops aside.
 
@@ -199,13 +202,13 @@ class Flow:
         """
         owner = {b: found for found in loop.inner for b in found.blocks}
         none = (0,) * len(keys)
-        done: dict[int, dict[Numbers, Counts]] = {}
+        done: dict[int, dict[Numbers, Way]] = {}
 
-        def ways(block: int) -> dict[Numbers, Counts]:
+        def ways(block: int) -> dict[Numbers, Way]:
             """From here to the head."""
             if block in done:
                 return done[block]
-            best: dict[Numbers, Counts] = {}
+            best: dict[Numbers, Way] = {}
             done[block] = best
             if block not in owner:
                 opcodes = Counter("NOP" if self.off(i) else i.opcode for i in self.blocks[block])
@@ -216,16 +219,34 @@ class Flow:
                 after = [b for a in owner[block].blocks for b in self.next[a] if b not in owner[block].blocks]
             else:
                 return best
+            length = here.total()
             for b in after:
                 if b not in loop.blocks:
                     continue
-                for counted, way in ({none: Counter()} if b == loop.head else ways(b)).items():
-                    total, both = add(here, way), tuple(map(sum, zip(numbers, counted, strict=True)))
-                    if both not in best or total.total() > best[both].total():
-                        best[both] = total
+                for counted, way in ({none: Way()} if b == loop.head else ways(b)).items():
+                    both = tuple(map(sum, zip(numbers, counted, strict=True)))
+                    if both not in best or length + way.length > best[both].length:
+                        best[both] = Way(length + way.length, here, way)
             return best
 
         return ways(loop.head)
+
+
+@dataclass(frozen=True)
+class Way:
+    """What is executed from a block to the end of a pass; `length` is the number of instructions."""
+
+    length: float = 0
+    here: Counts = field(default_factory=Counter)
+    rest: Way | None = None
+
+    def counts(self) -> Counts:
+        total: Counts = Counter()
+        way: Way | None = self
+        while way is not None:
+            total.update(way.here)
+            way = way.rest
+        return total
 
 
 def add(a: Counts, b: Counts, times: float = 1) -> Counts:

@@ -1,20 +1,9 @@
 """What the native CUDA kernels compile to, read out of the installed library; no GPU, no compiler.
 
-Counted is what one step of a convolution executes: 128 pixels of one chunk of channels (16 halves or 8 floats), for a
-channels_last problem of typical size, whose tile lies inside the image.  The ring stage: the longest way through the
-loop over steps, with the vector loader's copies as often as the halo needs them (in 3D, the steps of one chunk: each
-stage once, everything else of the loop once per step).  The product: the same, with its loop over functions and its
-copies of weights.  Both are run by four warps, so that `instructions / channels of a chunk` is the number of issue
-slots that one pixel of one channel takes.
-
-Where the code has versions, the one counted is the one that runs: copies of whole chunks of channels; the product
-without branches with 128 outputs, and the one with branches, for 32 pixels by 64 outputs a warp, with 64.  All pixels
-are inside the image: the store of zeros beside each copy of the halo is switched off by its predicate, takes an issue
-slot, as a NOP, and no time of the shared memory.  Other instructions that a predicate switches off count in full.
-
-Not counted: what happens once per block (the table of the halo, the first copies, the way out), partly empty tiles,
-float16's second attempt.  The kernel of any size loops over tables: it has no counts.  Neither has the preparation,
-whose shared memory, a few hundred bytes, isn't in its row.
+Registers, spills, stack and shared memory of every kernel, and of the convolution and its weight gradient what a pixel
+of a channel takes, by native_counts.py.  Kernels of any size loop over tables: they have no counts.  Neither have the
+depthwise kernels and the small launches before and behind the others, whose shared memory, a few hundred bytes to a few
+kilobytes that depend on the problem, isn't in their rows.
 
 What each unit is taken to do in a clock of a multiprocessor is in CARDS and SHARED; nothing waits for anything, and no
 shared memory bank is hit twice.  The bound is the busiest unit's time: a prediction under these assumptions, and no
@@ -27,18 +16,30 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .machine_code import Counts, Flow, Instruction, Loop, add, functions, instructions, names, tool
+from .machine_code import Counts, Flow, add, functions, instructions, names, tool
+from .native_counts import (
+    PIXEL_BYTES,
+    PIXELS,
+    WARPS,
+    ConvWork,
+    GradientWork,
+    Work,
+    conv_product,
+    conv_rings,
+    gradient_product,
+    gradient_rings,
+    is_off,
+)
 from .triton_resources import MOST_SHARED, MOST_WARPS, REGISTERS, Problem, radial_problem
 
-THREADS, PREP_THREADS = 384, 256
-PIXELS, PIXEL_BYTES = 128, 32  # of a block; of a pixel in a chunk of channels
-WARPS = 4  # that gather a step's rings, and that multiply them
+THREADS = {"conv": 384, "gradient": 384, "depthwise": 128, "depthwise_gradient": 128}
+SMALL_THREADS = 256  # of the launches before and behind these
 FP32 = ("FFMA", "FADD", "FMUL", "HADD2", "HFMA2", "HMUL2", "IMAD")  # conversions from float16 are HADD2.F32
 INTEGER = (
     "LOP3", "SHF", "IADD3", "LEA", "PRMT", "SEL", "FSEL", "ISETP", "FSETP", "PLOP3", "VIADD", "IMNMX", "VIMNMX",
@@ -46,8 +47,8 @@ INTEGER = (
 )  # fmt: skip
 
 # Clocks of the shared memory's 128 bytes for an instruction of a warp, all lanes with data of their own.  LDS.128 is
-# the exception: it only loads basis values here, the same for all lanes, which takes 2 (forums.developer.nvidia.com,
-# "Unexpected shared memory bank conflict"), as the way back is 128 bytes wide too.
+# the exception: it only loads what is the same for all lanes, basis values mostly, which takes 2
+# (forums.developer.nvidia.com, "Unexpected shared memory bank conflict"), as the way back is 128 bytes wide too.
 SHARED = {"LDS": 1, "LDS.64": 1, "LDS.128": 2, "LDSM": 4, "STS": 1, "STS.64": 2, "STS.128": 4, "LDGSTS": 4}
 
 
@@ -72,8 +73,7 @@ CARDS = {
 }
 DENSE_CARD, DENSE = "H200", 650e12  # FLOP/s of a dense 2D convolution of halves
 
-_KERNEL = re.compile(r"4convINS\w*?_\d+(BFloat16|Float16|TF32)ELi(\d+)ELi(\d+)EEE")
-_DTYPES = {"BFloat16": "bfloat16", "Float16": "float16", "TF32": "tf32"}
+_DTYPES = {"BFloat16": "bfloat16", "Float16": "float16", "TF32": "tf32", "Float32": "float32"}
 
 
 def library() -> Path | None:
@@ -93,157 +93,10 @@ def contents(path: Path) -> tuple[list[int], list[int]]:
     return targets(tool("cuobjdump", "-lelf", str(path))), targets(tool("cuobjdump", "-lptx", str(path)))
 
 
-# ---- counting -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the planner decided about a typical problem: numbers of times that loops run."""
-
-    k: int
-    depth: int
-    halo_bytes: int  # of a plane
-    weight_bytes: int  # of a step
-    halo_buffers: int
-    weight_buffers: int
-    block_outputs: int
-    chunk: int  # channels
-
-    @property
-    def functions(self) -> int:
-        return self.k // 2 + 1
-
-    @property
-    def wide(self) -> bool:
-        return self.block_outputs > 64
-
-
-def is_copy(instruction: Instruction) -> bool:
-    """Of 16 bytes, all of them: the vector loader's last chunk of channels, where it is partial, has ZFILL."""
-    return instruction.name == "LDGSTS" and ".128" in instruction.opcode and "ZFILL" not in instruction.opcode
-
-
-def is_commit(instruction: Instruction) -> bool:
-    """Ends the copies for a step."""
-    return instruction.name == "LDGDEPBAR"
-
-
-def is_product(instruction: Instruction) -> bool:
-    return instruction.name == "HMMA"
-
-
-def is_sum(instruction: Instruction) -> bool:
-    return instruction.name == "FFMA"
-
-
-def is_zeros(instruction: Instruction) -> bool:
-    """For a pixel outside the image, instead of a copy: nothing else stores 16 bytes in the loops over steps."""
-    return instruction.name == "STS" and ".128" in instruction.opcode
-
-
-def is_off(instruction: Instruction) -> bool:
-    return instruction.never or (is_zeros(instruction) and instruction.guarded)
-
-
-def is_outside(instruction: Instruction) -> bool:
-    return is_zeros(instruction) and not instruction.guarded
-
-
-def innermost(flow: Flow, what: Callable[[Instruction], bool], share: float) -> tuple[Loop, Loop]:
-    """The innermost loop with more than a share of these instructions, and the loop around it."""
-    around = loop = flow.whole
-    while inner := [i for i in loop.inner if flow.count(i.blocks, what) > share * flow.count(flow.whole.blocks, what)]:
-        around, loop = loop, inner[0]
-    return loop, around
-
-
-def copy_loop(flow: Flow, loop: Loop, goal: set[int], ahead: bool) -> Loop:
-    """The loop over 16-byte copies, or the one over planes, ahead of the goal or behind it: for two buffers or one."""
-    found = [
-        inner
-        for inner in loop.inner
-        if flow.count(inner.blocks, is_copy) and ahead is not goal.isdisjoint(flow.reaches(loop, inner.blocks))
-    ]
-    if len(found) != 1:
-        raise RuntimeError(f"{len(found)} loops copy {'ahead of' if ahead else 'behind'} the work, expected one")
-    return found[0]
-
-
-def copying_pass(
-    flow: Flow,
-    loop: Loop,
-    copies: Loop,
-    size: int,
-    inner: Mapping[int, Counts],
-    commits: int = 1,
-    products: int = 0,
-) -> Counts:
-    """One pass of a loop that copies `size` bytes, averaged over the four warps that do it: of the ways that store no
-    zeros, commit copies so often, and have so many matrix instructions outside of inner loops."""
-    result: Counts = Counter()
-    body = max(flow.longest_pass(copies, {}).values(), key=Counter.total)
-    unrolled = flow.count(copies.blocks, is_copy)
-    for warp in range(WARPS):
-        count = max(0, math.ceil((size - 512 * warp) / (512 * WARPS)))
-        for odd in sorted(range(unrolled), key=lambda n: (n - count) % unrolled):  # copies ahead of an unrolled loop
-            passes = add(Counter(), body, math.ceil((count - odd) / unrolled))
-            ways = flow.longest_pass(loop, {**inner, copies.head: passes}, (is_copy, is_outside, is_commit, is_product))
-            way = ways.get((odd, 0, commits, products), Counter())
-            if sum(n for opcode, n in way.items() if "LDGSTS" in opcode) >= count:
-                result = add(result, way, 1 / WARPS)
-                break
-        else:
-            raise RuntimeError(f"no way through a loop copies {count} times")
-    return result
-
-
-def ring_stage(flow: Flow, work: Work) -> Counts:
-    """Instructions of a warp that gathers, per step."""
-    loop, around = innermost(flow, is_sum, 0.5)
-    stages = {b for b in loop.blocks if flow.count([b], is_sum)}
-    copies = copy_loop(flow, loop, stages, work.halo_buffers == 2)
-    if work.depth == 1:
-        return copying_pass(flow, loop, copies, work.halo_bytes, {})
-    each = copy_loop(flow, copies, set(), False)
-    planes = add(Counter(), copying_pass(flow, copies, each, work.halo_bytes, {}, commits=0), work.depth)
-    steps = work.depth // 2 + 1
-    ways = flow.longest_pass(loop, {copies.head: planes}, (is_commit,), lambda b: 1 if b in stages else steps)
-    return flow.longest_pass(around, {loop.head: ways[1,]})[()]
-
-
-def is_whole(flow: Flow, loop: Loop) -> bool:
-    """Of the two loops over functions, the one for 64 pixels by 64 outputs a warp, which asks nothing."""
-    return len(loop.blocks) == 1 and not any(is_product(i) and i.guarded for b in loop.blocks for i in flow.blocks[b])
-
-
-def product(flow: Flow, work: Work) -> Counts:
-    """Instructions of a warp that multiplies, per step."""
-    loop = innermost(flow, is_product, 0.99)[0]
-    stages = {b for b in loop.blocks if flow.count([b], is_product)}
-    copies = copy_loop(flow, loop, stages, work.weight_buffers == 2)
-    each = 32 if work.wide else 16  # matrix instructions of a function
-    found = [i for i in loop.inner if flow.count(i.blocks, is_product) and is_whole(flow, i) is work.wide]
-    if len(found) > 1:
-        raise RuntimeError(f"{len(found)} loops multiply, expected one at most")
-    # The first functions may be done ahead of the loop, or all of them without one.
-    looped = {b for i in loop.inner for b in i.blocks}
-    ahead = flow.count(stages - looped, is_product) if work.wide else 0
-    inner: dict[int, Counts] = {}
-    if found:
-        unrolled = flow.count(found[0].blocks, is_product) if work.wide else each
-        body = flow.longest_pass(found[0], {}, (is_product,))[unrolled,]
-        inner[found[0].head] = add(Counter(), body, (each * work.functions - ahead) / unrolled)
-    result = copying_pass(flow, loop, copies, work.weight_bytes, inner, products=ahead)
-    products = sum(n for opcode, n in result.items() if opcode.startswith("HMMA"))
-    if products != each * work.functions:
-        raise RuntimeError(f"{products} matrix instructions a step, expected {each * work.functions}")
-    return result
-
-
 # ---- bounds ---------------------------------------------------------------------------------------------------------
 
 
-def clocks(card: Card, work: Work, counts: Counts, tf32: bool) -> dict[str, float]:
+def clocks(card: Card, work: Work, counts: Counts) -> dict[str, float]:
     """Clocks of a multiprocessor that a pixel of a channel keeps each unit busy."""
 
     def take(rates: Callable[[str], float]) -> float:
@@ -253,7 +106,7 @@ def clocks(card: Card, work: Work, counts: Counts, tf32: bool) -> dict[str, floa
     def name(opcode: str) -> str:
         return opcode.partition(".")[0]
 
-    flop, rate = (2048, card.tf32) if tf32 else (4096, card.half)
+    flop, rate = (2048, card.tf32) if work.chunk == 8 else (4096, card.half)
     return {
         "issue": take(lambda opcode: 1 / card.issue),
         "fp32": take(lambda opcode: (name(opcode) in FP32) / card.fp32),
@@ -277,47 +130,104 @@ def shared_clocks(opcode: str) -> float:
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
-def typical(k: int, depth: int, dtype: str) -> Problem:
+@dataclass(frozen=True)
+class Kernel:
+    """`what` is the name of the function; `k` is 0 for any size, and -1 where there is no size at all."""
+
+    what: str
+    k: int = -1
+    depth: int = 0
+    dtype: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.what if self.k < 0 else f"{self.what} {self.k}x{self.depth} {self.dtype}"
+
+    @property
+    def counted(self) -> bool:
+        return self.what in ("conv", "gradient") and self.k > 0
+
+
+def kernel_of(mangled: str) -> Kernel:
+    """Of a function's mangled name: the last of its nested names, and the template's arguments."""
+    at, what = len("_ZN"), mangled
+    while length := re.compile(r"\d+").match(mangled, at):
+        at = length.end() + int(length.group())
+        what = mangled[length.end() : at]
+    found = re.match(r"I\w*?\d([A-Z]\w+?)ELi(\d+)ELi(\d+)EEE", mangled[at:])
+    if found is None:
+        return Kernel(what)
+    return Kernel(what, int(found.group(2)), int(found.group(3)), _DTYPES[found.group(1)])
+
+
+def typical(kernel: Kernel) -> Problem:
     """A problem that this kernel serves."""
-    dtype = "float32" if dtype == "tf32" else dtype
+    k, depth = kernel.k, kernel.depth
+    dtype = "float32" if kernel.dtype == "tf32" else kernel.dtype
+    rest: dict[str, Any] = {"dtype": dtype, "precision": "ieee" if kernel.dtype == "float32" else "tf32"}
+    depthwise = kernel.what.startswith("depthwise")
+    name = "depthwise" if depthwise else "3d" if depth > 1 else "2d"
+    channels = 64 if depth > 1 else 384 if depthwise else 128
+    rest |= {"channels": channels, "outputs": channels, "groups": channels if depthwise else 1}
     if k == 0:
-        return Problem("2d-k9-stride-2", 9, dtype=dtype, options=(("stride", 2),))
+        return Problem(f"{name}-k9-stride-2", 9, options=(("stride", 2),), **rest)
     if depth > 1:
-        return Problem(f"3d-k{k}", k, dtype=dtype, size=(32, 32, 32), batch=2, channels=64, outputs=64)
-    return Problem(f"2d-k{k}", k, dtype=dtype)
+        return Problem(f"{name}-k{k}{'-3d' * depthwise}", k, size=(32, 32, 32), batch=2, **rest)
+    return Problem(f"{name}-k{k}", k, **rest)
 
 
-def plan(problem: Problem, most_shared: int) -> dict[str, Any]:
+def plan(kernel: Kernel, problem: Problem, most_shared: int, multiprocessors: int) -> dict[str, Any]:
     """What the planner decides about it."""
     from radconv_ext.build_info import native
     from radconv_ext.engines.native import conv_shape, reads_transposed, ring_model
 
     c: Any = native()
     radial = radial_problem(problem)
-    return c.CudaPlan(
-        model=ring_model(c, radial.options),
-        shape=conv_shape(c, radial, False),
-        transpose=reads_transposed(radial, False),
-        exact=problem.precision == "ieee",
-        x_strides=radial.x_strides,
-        channels_last=radial.channels_last,
-        device=0,
-        card=(most_shared, CARDS[80].multiprocessors),
-    ).facts()
+    common = {
+        "model": ring_model(c, radial.options),
+        "shape": conv_shape(c, radial, False),
+        "transpose": reads_transposed(radial, False),
+        "exact": problem.precision == "ieee",
+        "x_strides": radial.x_strides,
+        "device": 0,
+        "card": (most_shared, multiprocessors),
+    }
+    if kernel.what.endswith("gradient"):
+        make = c.DepthwiseGradientPlan if kernel.what.startswith("depthwise") else c.CudaGradientPlan
+        facts = make(**common, grad_strides=radial.output_strides).facts()
+    else:
+        make = c.DepthwisePlan if kernel.what.startswith("depthwise") else c.CudaPlan
+        facts = make(**common, channels_last=radial.channels_last).facts()
+    if facts["kernel"] != (kernel.k, kernel.depth):
+        raise RuntimeError(f"{problem.id} takes kernel {facts['kernel']}, expected {(kernel.k, kernel.depth)}")
+    return facts
 
 
-def work_of(k: int, depth: int, dtype: str, facts: dict[str, Any]) -> Work:
-    side = [size + k - 1 for size in facts["tile"][1:]]
-    return Work(
-        k=k,
-        depth=depth,
-        halo_bytes=math.prod(side) * PIXEL_BYTES,
-        weight_bytes=(k // 2 + 1) * facts["block_outputs"] * PIXEL_BYTES,
-        halo_buffers=facts["halo_buffers"],
-        weight_buffers=facts["weight_buffers"],
-        block_outputs=facts["block_outputs"],
-        chunk=PIXEL_BYTES // (4 if dtype == "tf32" else 2),
-    )
+def work_of(kernel: Kernel, channels: int, facts: dict[str, Any]) -> ConvWork | GradientWork:
+    chunk = PIXEL_BYTES // (4 if kernel.dtype in ("tf32", "float32") else 2)
+    common: dict[str, Any] = {
+        "k": kernel.k,
+        "depth": kernel.depth,
+        "chunk": chunk,
+        "exact": kernel.dtype == "float32",
+        "tile": facts["tile"],
+        "block_outputs": facts["block_outputs"],
+    }
+    if kernel.what == "gradient":
+        chunks = channels // (chunk * facts["chunk_blocks"])
+        return GradientWork(**common, chunks=chunks, pixel_splits=facts["pixel_splits"])
+    if math.prod(facts["tile"]) != PIXELS:
+        raise RuntimeError(f"{kernel.name}: a tile of {facts['tile']} for a large problem, expected {PIXELS} pixels")
+    return ConvWork(**common, halo_buffers=facts["halo_buffers"], weight_buffers=facts["weight_buffers"])
+
+
+def unevenness(images: int, facts: dict[str, Any], multiprocessors: int) -> float:
+    """How much longer the busiest multiprocessor works than all do on average."""
+    tiles, splits = 1, 1
+    if "splits" in facts:  # blocks of the weight gradient work on some of the tiles each
+        tiles, splits = images * math.prod(facts["tiles"]), facts["splits"]
+    most = math.ceil(facts["blocks"] / multiprocessors) * math.ceil(tiles / splits)
+    return most * multiprocessors / (facts["blocks"] // splits * tiles)
 
 
 def part(counts: Counts, work: Work) -> dict[str, Any]:
@@ -328,24 +238,18 @@ def part(counts: Counts, work: Work) -> dict[str, Any]:
     return {"slots": round(counts.total() / work.chunk, 1), "mix": {o: n for o, n in slots.items() if n >= 0.05}}
 
 
-def measure_kernel(name: str, text: str, usage: str, target: int) -> dict[str, Any]:
+def measure_kernel(kernel: Kernel, text: str, usage: str, target: int) -> dict[str, Any]:
     """The row of one kernel."""
-    most = MOST_SHARED[target]
+    most, card = MOST_SHARED[target], CARDS.get(target)
     everything = names(instructions(text)[0])
     registers = int(re.search(r"REG:(\d+)", usage).group(1))
-    row: dict[str, Any] = {"engine": "cuda", "kernel": "prepare", "target": f"sm_{target}"}
-    found = _KERNEL.search(name)
-    if found is None and "prepare" not in name:
-        raise RuntimeError(f"what is {name}?")
+    threads = THREADS.get(kernel.what, SMALL_THREADS)
+    row: dict[str, Any] = {"engine": "cuda", "kernel": kernel.name, "target": f"sm_{target}"}
     facts: dict[str, Any] = {}
-    if found is not None:
-        dtype, k, depth = _DTYPES[found.group(1)], int(found.group(2)), int(found.group(3))
-        problem = typical(k, depth, dtype)
-        facts = plan(problem, most)
-        if facts["kernel"] != (k, depth):
-            raise RuntimeError(f"{problem.id} takes kernel {facts['kernel']}, expected {(k, depth)}")
-        row |= {"kernel": f"conv {k}x{depth} {dtype}", "problem": problem.id}
-    threads = PREP_THREADS if found is None else THREADS
+    if kernel.k >= 0:
+        problem = typical(kernel)
+        row["problem"] = problem.id
+        facts = plan(kernel, problem, most, (card or CARDS[90]).multiprocessors)
     shared = facts.get("shared", 0)
     row |= {
         "registers": registers,
@@ -357,26 +261,31 @@ def measure_kernel(name: str, text: str, usage: str, target: int) -> dict[str, A
         "threads": threads,
         "matrix": everything["HMMA"],
     }
-    if found is None or k == 0:
+    if not kernel.counted:
         return row
-    flow, work = Flow(text, is_off), work_of(k, depth, dtype, facts)
-    rings, mixing = ring_stage(flow, work), product(flow, work)
+    flow, work = Flow(text, is_off), work_of(kernel, problem.channels, facts)
+    if isinstance(work, ConvWork):
+        rings, mixing = conv_rings(flow, work), conv_product(flow, work)
+    else:
+        rings, mixing = gradient_rings(flow, work), gradient_product(flow, work)
     row |= {"ring": part(rings, work), "product": part(mixing, work)}
     row["slots"] = round((rings.total() + mixing.total()) / work.chunk, 1)
-    if (card := CARDS.get(target)) is not None:
-        bounds = clocks(card, work, add(rings, mixing), dtype == "tf32")
+    row["copied_bytes"] = round(work.copied / (PIXELS * work.chunk), 1)
+    if card is not None:
+        bounds = clocks(card, work, add(rings, mixing))
         busiest = max(bounds, key=lambda unit: bounds[unit])
-        pixels = problem.batch * math.prod(problem.size)
-        seconds = bounds[busiest] * pixels * problem.channels / (card.multiprocessors * card.clock)
+        pixels, out_blocks = problem.batch * math.prod(problem.size), math.ceil(problem.outputs / work.block_outputs)
+        seconds = bounds[busiest] * pixels * problem.channels * out_blocks / (card.multiprocessors * card.clock)
         row |= {
             "bounds": {unit: round(value, 3) for unit, value in bounds.items()},
             "bound": busiest,
             "card": card.name,
+            "uneven": round(unevenness(problem.batch, facts, card.multiprocessors), 2),
             "predicted_us": round(1e6 * seconds, 1),
         }
-        if card.name == DENSE_CARD and depth == 1 and dtype != "tf32":
-            dense = 2 * k * k * problem.channels * problem.outputs * pixels / DENSE
-            row["predicted_over_dense"] = round(seconds / dense, 3)
+        if card.name == DENSE_CARD and kernel.depth == 1 and work.chunk == 16:
+            dense = 2 * kernel.k**2 * problem.channels * problem.outputs * pixels / DENSE
+            row |= {"dense_us": round(1e6 * dense, 1), "predicted_over_dense": round(seconds / dense, 3)}
     return row
 
 
@@ -395,16 +304,16 @@ def measure_library(path: Path, targets: Sequence[int] | None = None, only: str 
             return [(target, name, texts[name], usage[name]) for name in usage]
 
         found = [kernel for kernels in pool.map(read, cubins) for kernel in kernels]
-    rows = [measure_kernel(name, text, usage, target) for target, name, text, usage in found]
-    return sorted((row for row in rows if only in row["kernel"]), key=order)
+    kernels = [(kernel_of(name), text, usage, target) for target, name, text, usage in found]
+    kernels = sorted((kernel for kernel in kernels if only in kernel[0].name), key=lambda found: order(*found[::3]))
+    return [measure_kernel(*kernel) for kernel in kernels]
 
 
-def order(row: dict[str, Any]) -> tuple[Any, ...]:
-    size = re.search(r" (\d+)x(\d+) (\w+)", row["kernel"])
-    if size is None:
-        return (row["target"], math.inf)
-    k, depth, dtype = size.groups()
-    return (row["target"], int(k) == 0, int(depth), int(k), list(_DTYPES.values()).index(dtype))
+def order(kernel: Kernel, target: int) -> tuple[Any, ...]:
+    if kernel.k < 0:
+        return (target, len(THREADS), kernel.what)
+    dtype = list(_DTYPES.values()).index(kernel.dtype)
+    return (target, list(THREADS).index(kernel.what), kernel.k == 0, kernel.depth, kernel.k, dtype)
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:

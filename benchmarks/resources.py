@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 PUBLISHED = HERE / "results" / "resources.json"
 README = HERE / "README.md"
 MARKS = "<!-- native kernels: python -m benchmarks.resources --publish -->", "<!-- end of native kernels -->"
+KERNELS = {"conv": "Convolution", "gradient": "Weight gradient"}
 ENGINES = {"triton": "triton", "cuda": "nvcc"}  # and whose version their rows depend on
 
 # The plan that the kernels were written by, for bfloat16 on an H200: microseconds of k = 5, 9, 11, and issue slots of
@@ -34,6 +35,9 @@ ENGINES = {"triton": "triton", "cuda": "nvcc"}  # and whose version their rows d
 ESTIMATED_RINGS = {5: 28, 9: 77, 11: 110}
 ESTIMATED_PRODUCT = {5: 33, 9: 55, 11: 66}
 ESTIMATED_SLOTS = {9: 139}
+# Of a training step with bfloat16 on an H200: how many times as fast as the dense one it should be.
+TARGETS = {3: 1.3, 5: 2, 7: 3, 9: 3.5, 11: 4.5}
+UNITS = ("issue", "fp32", "integer", "shared", "matrix")
 
 
 def rows_of_triton(targets: list[int], only: str) -> list[dict[str, Any]]:
@@ -65,38 +69,63 @@ def document(rows: list[dict[str, Any]]) -> dict[str, Any]:
 # ---- README.md ------------------------------------------------------------------------------------------------------
 
 
-def readme_table(rows: list[dict[str, Any]], target: str, dtype: str) -> list[str]:
-    rows = [row for row in rows if row["target"] == target and row["kernel"].endswith(dtype) and "bounds" in row]
-    estimated = target == "sm_90" and dtype == "bfloat16"
-    units = ("issue", "fp32", "integer", "shared", "matrix")
-    head = ["kernel", "registers", "spills", "KB", "blocks", "ring slots", "product slots", *units, "predicted, us"]
-    if estimated:
-        head += ["of dense", "estimated ring stage, product, us"]
-    lines = [
-        f"{dtype}, {target} ({rows[0]['card']}):",
-        "",
-        f"| {' | '.join(head)} |",
-        "|---" * len(head) + "|",
-    ]
+def size_of(row: dict[str, Any]) -> tuple[int, int]:
+    k, depth = map(int, row["kernel"].split()[1].split("x"))
+    return k, depth
+
+
+def find(rows: list[dict[str, Any]], kernel: str, target: str, dtype: str) -> list[dict[str, Any]]:
+    """Rows of one table: with counts, by size."""
+    here = [row for row in rows if row["target"] == target and "bounds" in row]
+    return [row for row in here if row["kernel"].split()[::2] == [kernel, dtype]]
+
+
+def markdown(title: str, head: list[str], rows: list[list[Any]]) -> list[str]:
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in [head, *rows]]
+    return [f"{title}:", "", lines[0], "|---" * len(head) + "|", *lines[1:]]
+
+
+def readme_table(rows: list[dict[str, Any]], kernel: str, target: str, dtype: str) -> list[str]:
+    rows = find(rows, kernel, target, dtype)
+    estimated = (kernel, target, dtype) == ("conv", "sm_90", "bfloat16")
+    dense = any("predicted_over_dense" in row for row in rows)
+    head = ["kernel", "registers", "spills", "KB", "ring slots", "product slots", *UNITS, "bytes", "predicted, us"]
+    head += ["of dense"] * dense + ["estimated ring stage, product, us"] * estimated
+    lines = []
     for row in rows:
         bounds = [
-            f"**{row['bounds'][unit]:.2f}**" if unit == row["bound"] else f"{row['bounds'][unit]:.2f}" for unit in units
+            f"**{row['bounds'][unit]:.2f}**" if unit == row["bound"] else f"{row['bounds'][unit]:.2f}" for unit in UNITS
         ]
-        size = row["kernel"].split()[1]
-        k, depth = map(int, size.split("x"))
+        k, depth = size_of(row)
         cells = [
             f"k={k}" if depth == 1 else f"3D k={k}", row["registers"], row["spills"], f"{row['shared'] / 1024:.0f}",
-            row["blocks"], f"{row['ring']['slots']:.0f}", f"{row['product']['slots']:.0f}", *bounds,
+            f"{row['ring']['slots']:.0f}", f"{row['product']['slots']:.0f}", *bounds, f"{row['copied_bytes']:.0f}",
             f"{row['predicted_us']:.0f}",
         ]  # fmt: skip
-        if estimated:
+        if dense:
             share = row.get("predicted_over_dense")
             cells.append("" if share is None else f"{share:.2f}")
+        if estimated:
             known = depth == 1 and k in ESTIMATED_RINGS
             slots = f" ({ESTIMATED_SLOTS[k]} slots)" if known and k in ESTIMATED_SLOTS else ""
             cells.append(f"{ESTIMATED_RINGS[k]}{slots}, {ESTIMATED_PRODUCT[k]}" if known else "")
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return lines
+        lines.append(cells)
+    return markdown(f"{KERNELS[kernel]}, {dtype}, {target} ({rows[0]['card']})", head, lines)
+
+
+def training_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Forward and input gradient, one kernel, and weight gradient, against three dense convolutions."""
+    both = [find(rows, kernel, "sm_90", "bfloat16") for kernel in KERNELS]
+    lines = []
+    for conv, gradient in zip(*both, strict=True):
+        k, depth = size_of(conv)
+        if depth == 1:
+            ours = 2 * conv["predicted_us"] + gradient["predicted_us"]
+            dense = 3 * conv["dense_us"]
+            parts = [f"{row['predicted_us']:.0f}" for row in (conv, conv, gradient)]
+            lines.append([f"k={k}", *parts, f"{ours:.0f}", f"{dense:.0f}", f"{dense / ours:.1f}", TARGETS[k]])
+    head = ["kernel", "forward, us", "input gradient", "weight gradient", "sum", "dense", "dense / sum", "target"]
+    return markdown("Training step, bfloat16, sm_90 (H200)", head, lines)
 
 
 def readme_tables(published: dict[str, Any]) -> str:
@@ -104,9 +133,14 @@ def readme_tables(published: dict[str, Any]) -> str:
     rows = [row for row in published["rows"] if row["engine"] == "cuda"]
     parts = [
         [f"Compiled by nvcc {published['nvcc']}."],
-        readme_table(rows, "sm_90", "bfloat16"),
-        readme_table(rows, "sm_90", "tf32"),
-        readme_table(rows, "sm_80", "bfloat16"),
+        readme_table(rows, "conv", "sm_90", "bfloat16"),
+        readme_table(rows, "conv", "sm_90", "tf32"),
+        readme_table(rows, "conv", "sm_90", "float32"),
+        readme_table(rows, "conv", "sm_80", "bfloat16"),
+        readme_table(rows, "gradient", "sm_90", "bfloat16"),
+        readme_table(rows, "gradient", "sm_90", "tf32"),
+        readme_table(rows, "gradient", "sm_80", "bfloat16"),
+        training_table(rows),
     ]
     return "\n\n".join("\n".join(part) for part in parts)
 
