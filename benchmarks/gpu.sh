@@ -99,6 +99,7 @@ sanitizer() {
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitized memcheck "width-7 or volume or depthwise-3d or stride-3" || status=1
   sanitized racecheck "width-7 or depthwise-3d" || status=1
   sanitized synccheck "width-7 or float16_rings" || status=1
+  sanitized initcheck "width-7 or depthwise-3d" || status=1
   return "$status"
 }
 

@@ -36,6 +36,11 @@ class Bug:
     after: str
     shows: str  # in the error, or "wrong numbers"
 
+    @property
+    def source(self) -> str:
+        """Whose kernels run with it."""
+        return self.file if self.file.endswith(".cu") else "conv.cu"
+
 
 BUGS = [
     Bug("none", "conv.cu", "// Rings of every other step", "// Rings of every other step", "right"),
@@ -58,11 +63,48 @@ BUGS = [
     Bug("full-barrier", "conv.cu", "barrier_sync(kFull + group, kPairThreads);", "", "arrived twice"),
     Bug("free-barrier", "conv.cu", "if (last && task >= 2) barrier_sync(kFree + group, kPairThreads);", "", "race"),
     Bug("last-barrier", "conv.cu", "barrier_sync(kWeights, kGroupThreads);\n  product.store", "product.store", "race"),
-    Bug("staging-sync", "product.cuh", "__syncwarp();", "", "race"),
-    Bug("halo-column", "rings.cuh", "kReach + column) * kPixelBytes", "kReach + 1 + column) * kPixelBytes", "wrong"),
+    Bug("staging-sync", "product.cuh", "__syncwarp();\n\n", "\n", "race"),
+    Bug("halo-column", "rings.cuh", "kReach + thread / kWords)", "kReach + 1 + thread / kWords)", "wrong"),
     Bug("halo-edge", "halo.cuh", "input >= 0 && input < size", "input >= 0 && input <= size", "wrong"),
     Bug("swapped-weights", "product.cuh", "a[m], b[2], b[3]);", "a[m], b[3], b[2]);", "wrong"),
     Bug("swapped-rings", "product.cuh", "(row, 0, lane / 16)", "(row, 0, 1 - lane / 16)", "wrong"),
+    Bug("shells-wait", "gradient.cu", "wait_copies<0>();\n        // the halo", "// the halo", "under way"),
+    Bug(
+        "shells-barrier",
+        "gradient.cu",
+        "barrier_sync(kHalo, kGroupThreads);\n        if (dz",
+        "if (dz",
+        "race",
+    ),
+    Bug("table-barrier", "gradient.cu", "barrier_sync(kHalo, kGroupThreads);\n  };", "};", "race"),
+    Bug("gradient-wait", "gradient.cu", "wait_copies<C::kAhead - 1>();", "", "under way"),
+    Bug(
+        "gradient-barrier",
+        "gradient.cu",
+        "barrier_sync(kGrad, kMultiplyThreads);\n            if (i",
+        "if (i",
+        "race",
+    ),
+    Bug("gradient-full", "gradient.cu", "barrier_sync(kFull + place, kGradientThreads);", "", "arrived twice"),
+    Bug("gradient-free", "gradient.cu", "if (count >= 2) barrier_sync(kFree + place(), kGradientThreads);", "", "race"),
+    Bug("bias-sync", "gradient.cu", "__syncwarp();  // its lanes' sums", "// its lanes' sums", "race"),
+    Bug(
+        "swapped-gradient",
+        "gradient.cu",
+        "pixel_offset<true>(pixel, lane / 8 % 2)",
+        "pixel_offset<true>(pixel, lane / 16)",
+        "wrong",
+    ),
+    Bug("swapped-shells", "gradient.cu", "b[2 * i], b[2 * i + 1]);", "b[2 * i + 1], b[2 * i]);", "wrong"),
+    Bug(
+        "gradient-edge",
+        "gradient.cu",
+        "+ at.residue[axis] < p.out_size[axis]",
+        "+ at.residue[axis] <= p.out_size[axis]",
+        "wrong",
+    ),
+    Bug("depthwise-wait", "depthwise.cu", "wait_copies<0>();\n    __syncthreads();", "__syncthreads();", "under way"),
+    Bug("depthwise-sums", "depthwise.cu", "__syncthreads();  // all warps' sums are there", "", "race"),
 ]
 
 VARIANT_SCRIPT = """
@@ -70,27 +112,35 @@ import sys
 from functools import partial
 import torch
 from test_cuda import TOLERANCE, Case, engine_module, problem_module
-from test_engines import largest_errors
-case = Case("bug", (9, 20), (72, 130), batch=1, k=9, layout="channels_last", options={"padding": 4})
+from test_engines import largest_errors, outputs_of
+case = Case("bug", (9, 20), (72, 130), batch=2, k=9, layout="channels_last", options={"padding": 4})
+names = ["y"]
+if sys.argv[1] == "gradient.cu":
+    names = ["grad_w", "grad_p", "grad_bias"]
+elif sys.argv[1] == "depthwise.cu":
+    names = ["y", "grad_x", "grad_w"]
+    case = Case("bug", (25, 20), (40, 40), k=9, layout="channels_last", options={"padding": 4, "groups": 40})
 c, reason = engine_module._kernels()
 assert c is not None, reason
-real = c.CudaPlan
-expected = case(case.tensors(torch.float64), "reference")
+real = {name: getattr(c, name) for name in dir(c) if name.endswith("Plan")}
+outputs = outputs_of if len(names) > 1 else lambda case, tensors, engine: {"y": case(tensors, engine)}
+expected = outputs(case, case.tensors(torch.float64), "reference")
 for shared in (163, 99):
-    c.CudaPlan = partial(real, card=(shared * 1024, 1))
+    for name in real:
+        setattr(c, name, partial(real[name], card=(shared * 1024, 1)))
     problem_module._problems.clear()  # planned anew
-    y = case(case.tensors(torch.bfloat16), "cuda")
-    error = largest_errors({"y": y}, {"y": expected})["y"]
-    if not error < TOLERANCE["bfloat16"]:
+    found = outputs(case, case.tensors(torch.bfloat16), "cuda")
+    errors = largest_errors(found, {name: expected[name] for name in names})
+    if not max(errors.values()) < TOLERANCE["bfloat16"]:
         sys.exit("wrong numbers")
 print("right")
 """
 
 
-def run_script(script: str, **variables: str) -> str:
+def run_script(script: str, *arguments: str, **variables: str) -> str:
     """What a process of its own says: its output, or the last line of its error."""
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, *arguments],
         env={**os.environ, "RADCONV_EMULATION_RACES": "1", **variables},
         cwd=Path(__file__).parent,
         capture_output=True,
@@ -112,14 +162,14 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = path.read_text()
         assert text.count(bug.before) == 1, bug
         path.write_text(text.replace(bug.before, bug.after))
-        sources.append(copy)
+        sources.append((bug.source, copy))
     build(folder, folder / "build", ("variants",), ("9x1",), sources)
     return folder
 
 
 def test_planted_bugs_are_caught(variants: Path) -> None:
     def caught(bug: Bug) -> str:
-        said = run_script(VARIANT_SCRIPT, RADCONV_EMULATE_CUDA=str(variants / bug.id), OMP_NUM_THREADS="1")
+        said = run_script(VARIANT_SCRIPT, bug.source, RADCONV_EMULATE_CUDA=str(variants / bug.id), OMP_NUM_THREADS="1")
         return said.splitlines()[-1]
 
     with ThreadPoolExecutor(2) as pool:
@@ -129,11 +179,11 @@ def test_planted_bugs_are_caught(variants: Path) -> None:
 
 SANITIZED_SCRIPT = """
 import torch
-from test_cuda import BY_ID, DTYPES, agree
-for id in ("width-7", "channels-17-23", "stride-3", "sliced", "channels-last-stride", "circular-1", "k-6", "k-3-3d"):
-    for dtype in DTYPES:
-        case = BY_ID.get(id) or BY_ID["volume-tiles"]
-        agree(case, dtype)
+from test_cuda import BY_ID, agree
+plain = ("width-7", "channels-17-23", "stride-3", "sliced", "channels-last-stride", "circular-1", "k-6", "volume-tiles")
+for id in (*plain, "groups-3", "depthwise-banded", "depthwise-3d"):
+    for dtype in ("float16", "tf32"):
+        agree(BY_ID[id], dtype)
 print("right")
 """
 
@@ -145,9 +195,8 @@ def test_kernels_stay_within_their_tensors(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "csrc", copy)
     path = copy / "cuda" / "halo.cuh"
     path.write_text(path.read_text().replace("input >= 0 && input < size", "input >= 0 && input <= size"))
-    build(
-        tmp_path, tmp_path / "build", ("emulated", "variants", "selftest"), ("5x1", "3x3", "0x0"), [copy], sanitize=True
-    )
+    targets, sizes = ("emulated", "variants", "selftest"), ("5x1", "3x3", "0x0")
+    build(tmp_path, tmp_path / "build", targets, sizes, [("conv.cu", copy)], sanitize=True)
     library = subprocess.run(
         [os.environ.get("CXX", "c++"), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     )

@@ -38,10 +38,8 @@ def with_engines(test: Any) -> Any:
     return pytest.mark.parametrize("engine", ["cuda", "triton"])(test)
 
 
-@pytest.mark.parametrize(
-    ("engine", "precision"),
-    [(engine, p) for engine in ("cuda", "triton") for p in TOLERANCE if (engine, p) != ("cuda", "float32")],
-)
+@with_engines
+@pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_engines_agree_with_the_definition(case: Case, engine: str, precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -55,11 +53,8 @@ def test_engines_agree_with_the_definition(case: Case, engine: str, precision: s
 @pytest.mark.parametrize("k", [3, 5, 9])
 @pytest.mark.parametrize("scale", [1, 3, 5])
 @pytest.mark.parametrize("weights", ["random", "projected"])
-@pytest.mark.parametrize(
-    ("engine", "dtypes"),
-    [(engine, d) for engine in ("cuda", "triton") for d in ("float16", "bfloat16", "bfloat16-float32")]
-    + [("triton", "float32")],
-)
+@with_engines
+@pytest.mark.parametrize("dtypes", ["float16", "bfloat16", "bfloat16-float32", "float32"])
 def test_error_is_at_most_one_and_a_half_times_the_dense_one(
     engine: str, dtypes: str, weights: str, scale: int, k: int
 ) -> None:
@@ -145,14 +140,22 @@ def test_image_of_more_than_2_to_the_31_elements(engine: str, memory_format: tor
     x = torch.randn(1, 16, 11600, 11700, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=memory_format)
     assert x.numel() > 2**31
     w, sigma = torch.randn(16, 16, 2, device="cuda"), radconv_ext.default_sigma(3).cuda()
-    y = radconv_ext.gmr_conv2d(x, w, sigma, padding=1, engine=engine)
-    corner = radconv_ext.gmr_conv2d(x[..., -9:, -9:].float(), w, sigma, padding=1, engine="reference")
+    leaves = [w.requires_grad_(), sigma.requires_grad_()]
+    y = radconv_ext.gmr_conv2d(x, *leaves, padding=1, engine=engine)
+    corner = radconv_ext.gmr_conv2d(x[..., -9:, -9:].float(), *leaves, padding=1, engine="reference")
     torch.testing.assert_close(y[..., -8:, -8:].float(), corner[..., -8:, -8:], rtol=2e-2, atol=0.2)
+    grad = torch.zeros_like(y)
+    grad[..., -8:, -8:] = torch.randn(8, 8, device="cuda")
+    found = torch.autograd.grad(y, leaves, grad)
+    expected = torch.autograd.grad(corner, leaves, grad[..., -9:, -9:].float())
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2 * b.abs().max().item())
 
 
-@pytest.mark.parametrize(("dtype", "engine"), [(torch.float16, "cuda"), (torch.float32, "triton")])
+@pytest.mark.parametrize(
+    ("dtype", "engine"), [(torch.float16, "cuda"), (torch.float32, "cuda"), (torch.float64, "reference")]
+)
 def test_engine_that_is_chosen(dtype: torch.dtype, engine: str) -> None:
-    """Full float32, as here, is not the native engine's."""
     t = BY_ID["batch-1"].tensors(dtype, device="cuda")
     spec, _ = make_spec("auto", 2, "gaussian", 3, None, None, 1, 0, 1, 1, "zeros", True, False, 0)
     assert problem_of(spec, t["x"], t["w"], t["p"], t["bias"]).engine.name == engine
@@ -205,7 +208,7 @@ def test_native_launches_wait_for_nothing() -> None:
     grad = torch.ones(2, 24, 20, 21, device="cuda", dtype=torch.bfloat16)
     torch.cuda.synchronize()
     torch.cuda._sleep(200_000_000)
-    torch.autograd.grad(case(tensors, "cuda"), [tensors["x"]], grad)
+    torch.autograd.grad(case(tensors, "cuda"), list(tensors.values()), grad)
     assert not torch.cuda.current_stream().query()
 
 

@@ -20,7 +20,7 @@ def build(
     folder: Path = BUILD,
     targets: Sequence[str] = ("emulated", "selftest"),
     sizes: Sequence[str] = (),
-    variants: Sequence[Path] = (),
+    variants: Sequence[tuple[str, Path]] = (),
     sanitize: bool = False,
 ) -> None:
     """Configure and build in `folder`.
@@ -28,7 +28,7 @@ def build(
     Args:
         output: folder for the module `_emulated`; each variant's goes to a folder of its name in it.
         sizes: kernel sizes such as "9x1", "0x0" last; default: all.
-        variants: changed copies of csrc.
+        variants: changed copies of csrc, and the source whose kernels are compiled from each, such as "conv.cu".
         sanitize: with AddressSanitizer.
 
     Raises:
@@ -47,7 +47,7 @@ def build(
         "RADCONV_EMULATION": "ON",
         "RADCONV_EMULATION_OUTPUT_DIR": str(output),
         "RADCONV_EMULATION_SANITIZE": "ON" if sanitize else "OFF",
-        "RADCONV_EMULATION_VARIANTS": ";".join(map(str, variants)),
+        "RADCONV_EMULATION_VARIANTS": ";".join(f"{source}:{folder}" for source, folder in variants),
     }
     if sizes:
         options["RADCONV_CUDA_SIZES"] = ";".join(sizes)
