@@ -58,7 +58,7 @@ py::dict facts_of(const GradientPlan& plan) {
   const GradientParams& p = plan.gradient;
   py::dict d = common_facts(plan, p);
   d["splits"] = p.splits;
-  d["pixel_splits"] = p.pixel_splits;
+  d["pixel_splits"] = 1 << p.pixel_split_bits;
   d["block_outputs"] = p.block_outputs;
   d["chunk_blocks"] = p.chunk_blocks;
   d["passes"] = p.passes;

@@ -26,7 +26,6 @@ namespace {
 enum : int { kWeights = 1, kHalo = 2, kFull = 4, kFree = 6 };
 
 constexpr int kPairThreads = 2 * kGroupThreads;  // the multiplying warps and one group
-constexpr float kShrink = 1.0f / 1024;           // of float16 rings in a second attempt
 
 // Rows of the product's operands at a time.  In 3D the ring stage takes most of the time, and most of the registers;
 // full float32 splits operands in two.
@@ -149,11 +148,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv(const __grid_constant__ Conv
     for (int i = threadIdx.x; i < p.shells * R::kPitch; i += kThreads)
       store_shared<float>(memory + p.basis_at + 4 * i, reinterpret_cast<const float*>(p.workspace)[i]);
   } else if (threadIdx.x < kPixels) {
-    unsigned rest = threadIdx.x;
-    int place[3];
-    for (int axis = 2; axis >= 0; --axis) place[axis] = take(rest, p.tile[axis]) * p.stride[axis];
-    const int pixel = (place[0] * p.halo[1] + place[1]) * p.halo[2] + place[2];
-    store_shared<int>(memory + p.pixel_at + 4 * threadIdx.x, rest > 0 ? 0 : pixel * kPixelBytes);
+    make_pixel_table(p, memory + p.pixel_at, threadIdx.x);
   }
   __syncthreads();
   make_gather_table<kThreads>(p, load_place(p, memory), memory + p.gather_at, threadIdx.x);
@@ -175,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, 1) conv(const __grid_constant__ Conv
   } while (kMayOverflow && try_again<K, false>(p, memory, product.is_finite()));
   // everything in shared memory has been read: by the rings before their last step, by the product before this barrier
   barrier_sync(kWeights, kGroupThreads);
-  product.store(p, memory, thread);
+  product.template store<(K > 0)>(p, memory, thread);
 }
 
 using Kernel = void (*)(ConvParams);

@@ -40,6 +40,7 @@ struct ConvParams : Geometry {
       place_at;
 
   DType bias_type;
+  bool wide_stores;  // outputs are neighbours, eight of them at a time at addresses to match
 };
 
 }  // namespace radconv::cuda

@@ -11,6 +11,8 @@
 
 namespace radconv::cuda {
 
+constexpr int kMostFoldShared = 48 * 1024;  // that every block has without asking
+
 constexpr int kFoldThreads = 256;
 constexpr int kGradientSpots = 3;     // the tile at hand, the one whose halo is under way, the one after it
 constexpr int kSpotBytes = 128;       // of what a block works on

@@ -32,14 +32,14 @@ void set_addresses(DepthwiseGeometry& g, const void* x, const void* out, const v
 
 void prepare(const DepthwisePlan& plan, int device) {
   expect_current(device);
-  check(prepare_fold(plan.fold_shared), "loading the folding kernel");
+  check(prepare_fold(kMostFoldShared), "loading the folding kernel");
   check(kernels_of(plan).prepare(plan.format, card(device).shared), "loading the depthwise kernel");
 }
 
 void prepare(const DepthwiseGradientPlan& plan, int device) {
   expect_current(device);
   check(kernels_of(plan).prepare(plan.format, card(device).shared), "loading the depthwise weight gradient kernel");
-  check(prepare_finish(plan.finish.shared), "loading the kernel that finishes gradients");
+  check(prepare_finish(kMostFinishShared), "loading the kernel that finishes gradients");
 }
 
 void run(const DepthwisePlan& plan, int device, uintptr_t stream, const void* x, const Small& w, const Small& parameter,

@@ -8,9 +8,7 @@
 namespace radconv::cuda {
 namespace {
 
-constexpr int64_t kMostWorkspace = 64 << 20;    // of sums, unless one copy takes more
-constexpr int64_t kMostFoldShared = 48 * 1024;  // that every block has without asking
-constexpr double kShellSlots = 3;               // of a shell in 3D, whose planes meet several values
+constexpr double kShellSlots = 3;  // of a shell in 3D, whose planes meet several values
 
 struct Problem {
   ConvShape shape;  // all channels in one group
@@ -38,9 +36,8 @@ Problem problem_of(const ConvShape& given, const RingModel& model) {
 void describe_depthwise(DepthwiseGeometry& g, const Problem& problem, const Strides& x, const Strides& out) {
   const ConvShape& shape = problem.shape;
   describe(g, shape, problem.axes, x, static_cast<int>(problem.chosen.columns.size()));
-  // an axis of one element has no meaningful stride
-  const int64_t elements[5] = {shape.batch, 0, shape.axis[0].out, shape.axis[1].out, shape.axis[2].out};
-  for (int i = 0; i < 5; ++i) g.out.strides[i] = i != 1 && elements[i] == 1 ? 0 : out.of[i] * g.item;
+  copy_strides(g.out.strides, out, shape, Side::kOutput);
+  for (int64_t& stride : g.out.strides) stride *= g.item;
   as_int(g.out.strides[3] * g.classes[1] * kTileHeight, "the number of bytes that one block's outputs span");
   g.chunks = static_cast<int>(ceil_div(g.channels, kPixelBytes / g.item));
 }
@@ -78,9 +75,16 @@ double plane_clocks(const DepthwiseGeometry& g, const Problem& problem, int resi
   const KernelSize& size = problem.chosen.size;
   const int channels = kPixelBytes / g.item;
   const double pixels = kGroupThreads * residents;
-  const Stage stage{
-      kGroupThreads, g.plane, size.depth > 1 ? int64_t{size.k} * size.k : problem.taps, size.k, g.shells, 1, 1, 1,
-      channels};
+  const Stage stage{Format::kFloat32,
+                    kGroupThreads,
+                    g.plane,
+                    size.depth > 1 ? int64_t{size.k} * size.k : problem.taps,
+                    size.k,
+                    g.shells,
+                    1,
+                    1,
+                    1,
+                    channels};
   const double more = size.depth > 1 ? kShellSlots * g.shells : 0;
   return pixels * channels * (ring_slots(stage) + more) / kSlotsPerClock;
 }
@@ -111,7 +115,8 @@ Share best_share(DepthwiseGeometry& g, const Problem& problem, const Card& card,
       const int64_t shared = lay(buffers);
       smallest = std::min(smallest, shared);
       if (shared > card.shared) continue;
-      const int residents = static_cast<int>(std::min<int64_t>(most_residents, card.shared / shared));
+      const int residents =
+          static_cast<int>(std::clamp<int64_t>(card.shared / (shared + kReservedShared), 1, most_residents));
       const int planes = size.any() ? 1 : tile[0] + size.depth - 1;
       Share found = divide(tiles, planes * plane_clocks(g, problem, residents), card.multiprocessors * residents);
       if (found.time >= best.time) break;

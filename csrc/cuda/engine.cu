@@ -55,7 +55,7 @@ void prepare(const Plan& plan, int device) {
 void prepare(const GradientPlan& plan, int device) {
   expect_current(device);
   check(kernels_of(plan).prepare(plan.format, card(device).shared), "loading the weight gradient kernel");
-  check(prepare_finish(plan.finish.shared), "loading the kernel that finishes gradients");
+  check(prepare_finish(kMostFinishShared), "loading the kernel that finishes gradients");
 }
 
 void run(const Plan& plan, int device, uintptr_t stream, const void* x, const Small& w, const Small& parameter,
@@ -71,6 +71,8 @@ void run(const Plan& plan, int device, uintptr_t stream, const void* x, const Sm
   conv.y = y;
   conv.bias = bias.data;
   conv.bias_type = bias.type;
+  conv.wide_stores =
+      loader_of(y, conv.y_strides, conv.groups, conv.outputs, conv.item) == Loader::kVector && conv.outputs % 8 == 0;
   conv.workspace = prep.workspace;
   conv.tables = prep.profile.tables;
   conv.loader = loader_of(x, conv.x_strides, conv.groups, conv.channels, conv.item);

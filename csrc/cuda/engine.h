@@ -35,7 +35,6 @@ struct Gradients {
   void *w, *parameter, *bias;
 };
 
-// Two launches, or one where there are no pixels.
 void run(const GradientPlan& plan, int device, uintptr_t stream, const void* x, const void* grad, const Small& w,
          const Small& parameter, const Gradients& gradients, void* workspace, const void* tables);
 

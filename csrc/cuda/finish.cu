@@ -2,9 +2,10 @@
 // grad_w = S P^T, grad_P[i, s] = sum of w[o, c, i] S[o, c, s], by chain rule the gradient of sigma, and that of the
 // bias.
 //
-// A block takes (output, channel) pairs some at a time: first a thread for each sum of a pair, whose copies it adds,
-// then one for each ring.  The profile's gradient is a sum over all pairs: each block leaves its share, and the one
-// that is done last adds the shares up, in the blocks' order.  What bounds it is the latency of reading the copies.
+// A block takes (output, channel) pairs some at a time: first one or more threads for each sum of a pair, whose copies
+// they add, then one for each ring.  The profile's gradient is a sum over all pairs: each block leaves its share, and
+// the one that is done last adds the shares up, in the blocks' order.  What bounds it is the latency of reading the
+// copies.
 
 #include "cuda/gradient.h"
 #include "cuda/launches.h"
@@ -56,6 +57,7 @@ __global__ void __launch_bounds__(kFinishThreads, 1) finish(const __grid_constan
   const float* const sums = reinterpret_cast<const float*>(p.workspace + p.sums);
   double* const shares = reinterpret_cast<double*>(p.workspace + p.shares);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int sums_together = shells * together, ways = finish_ways(sums_together);
 
   for (int i = threadIdx.x; i < rings * shells; i += kFinishThreads)
     store_shared<float>(value_at + 4 * i,
@@ -69,14 +71,25 @@ __global__ void __launch_bounds__(kFinishThreads, 1) finish(const __grid_constan
   for (int64_t first = begin; first < pairs; first += step) {
     const int here = static_cast<int>(min(int64_t{together}, pairs - first));
     __syncthreads();  // the sums of the last ones have been read
-    for (int i = threadIdx.x; i < shells * together; i += kFinishThreads) {
-      const int shell = i / together, pair = i % together;
+    // few sums: several threads for each, with their shares of the copies
+    for (int i = threadIdx.x; i < sums_together * ways; i += kFinishThreads) {
+      const int way = i / sums_together, shell = i % sums_together / together, pair = i % together;
+      const int begin_copy = p.copies * way / ways, end_copy = p.copies * (way + 1) / ways;
       if (pair < here)
-        store_shared<float>(sum_at + 4 * i, copies_summed(sums + pair_of(p, first + pair).sums +
-                                                              int64_t{shell} * p.outputs * p.channel_pitch,
-                                                          p.copies, copy));
+        store_shared<float>(sum_at + 4 * i,
+                            copies_summed(sums + pair_of(p, first + pair).sums +
+                                              int64_t{shell} * p.outputs * p.channel_pitch + begin_copy * copy,
+                                          end_copy - begin_copy, copy));
     }
     __syncthreads();
+    if (ways > 1) {
+      for (int i = threadIdx.x; i < sums_together; i += kFinishThreads) {
+        float sum = 0;
+        for (int way = 0; way < ways; ++way) sum += load_shared<float>(sum_at + 4 * (way * sums_together + i));
+        store_shared<float>(sum_at + 4 * i, sum);
+      }
+      __syncthreads();
+    }
     const auto sum_of = [&](int shell, int pair) { return load_shared<float>(sum_at + 4 * (shell * together + pair)); };
     if (p.grad_w != nullptr)
       for (int i = threadIdx.x; i < here * rings; i += kFinishThreads) {

@@ -160,10 +160,15 @@ int Tables::add(const std::vector<int32_t>& values) {
   return static_cast<int>(at);
 }
 
+void copy_strides(int64_t (&to)[5], const Strides& from, const ConvShape& shape, Side side) {
+  for (int i = 0; i < 5; ++i) to[i] = from.of[i];
+  if (shape.batch == 1) to[0] = 0;
+  for (int axis = 0; axis < 3; ++axis)
+    if ((side == Side::kInput ? shape.axis[axis].in : shape.axis[axis].out) == 1) to[2 + axis] = 0;
+}
+
 void describe(Geometry& g, const ConvShape& shape, const AxisPlans& axes, const Strides& x, int shells) {
-  // an axis of one element has no meaningful stride
-  const int64_t elements[5] = {shape.batch, 0, shape.axis[0].in, shape.axis[1].in, shape.axis[2].in};
-  for (int i = 0; i < 5; ++i) g.x_strides[i] = i != 1 && elements[i] == 1 ? 0 : x.of[i];
+  copy_strides(g.x_strides, x, shape, Side::kInput);
   for (int axis = 0; axis < 3; ++axis) {
     const Axis& a = shape.axis[axis];
     g.in_size[axis] = as_int(a.in, "the size of the input");
@@ -193,6 +198,7 @@ int64_t set_tile(Geometry& g, const AxisPlans& axes, const std::array<int, 3>& t
     g.tile[axis] = tile[axis];
     g.halo[axis] = as_int(halo[axis], "the size of a padded tile");
     g.tiles[axis] = static_cast<int>(ceil_div(ceil_div(g.out_size[axis], g.classes[axis]), tile[axis]));
+    as_int(int64_t{g.classes[axis]} * g.tiles[axis] * tile[axis] + g.classes[axis], "the size of all tiles");
     tiles *= int64_t{g.tiles[axis]} * g.classes[axis];
   }
   return tiles;

@@ -35,8 +35,9 @@ enum class Loader : int {
   kScalar,  // one element at a time: half types in contiguous layout, or at odd addresses
 };
 
-constexpr int kMostOutputs = 128;   // of a block
-constexpr int kGroupThreads = 128;  // that copy pixels together
+constexpr int kMostOutputs = 128;       // of a block
+constexpr float kShrink = 1.0f / 1024;  // of float16 sums in a second attempt
+constexpr int kGroupThreads = 128;      // that copy pixels together
 
 struct Geometry {
   const void* x;
@@ -138,6 +139,10 @@ class Tables {
 };
 
 // ---- filling in a Geometry ------------------------------------------------------------------------------------------
+
+// Strides of a tensor of a convolution's batch and sizes; 0 along axes of one element, whose stride has no meaning.
+enum class Side { kInput, kOutput };
+void copy_strides(int64_t (&to)[5], const Strides& from, const ConvShape& shape, Side side);
 
 // All but tiles, tables and pointers.
 void describe(Geometry& g, const ConvShape& shape, const AxisPlans& axes, const Strides& x, int shells);

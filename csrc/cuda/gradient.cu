@@ -9,7 +9,8 @@
 // Shells, rather than the fewer rings and their derivatives, since a function costs a multiply-add for every shell on
 // the plain units, and a shell more only matrix instructions.
 //
-// What bounds it, by counting: half types on sm_90 the matrix units from k = 5 on, at k = 3 issue slots.
+// What bounds it, by counting (python -m benchmarks.resources): half types on sm_90 issue slots up to k = 9, then the
+// matrix units.
 //
 // This file is compiled once per kernel size: RADCONV_K wide and high, RADCONV_KD deep, 0 for any.
 
@@ -26,8 +27,6 @@ namespace {
 // Named barriers; two of each of the last two, one per place of a part.
 enum : int { kHalo = 1, kGrad = 2, kFull = 3, kFree = 5 };
 
-constexpr float kShrink = 1.0f / 1024;  // of float16 shells in a second attempt
-
 // ---- what a size means ----------------------------------------------------------------------------------------------
 
 template <int K, int KD>
@@ -40,7 +39,7 @@ struct Size {
 
 template <>
 struct Size<0, 0> {
-  static constexpr int kFunctions = kTableShells, kChunks = 1, kParts = 2, kSlots = 2;
+  [[maybe_unused]] static constexpr int kFunctions = kTableShells, kChunks = 1, kParts = 2, kSlots = 2;
 };
 
 template <class T, int K, int KD>
@@ -246,7 +245,7 @@ __device__ __forceinline__ void gather(const GradientParams& p, unsigned char* m
   const Places places{memory + p.places_at + 2 * kPlaceBytes};
   const auto begin_tile = [&](int tile) {
     const Place at = places.at(p, tile, thread == 0);
-    make_gather_table<kGroupThreads, C::kHaloHeight, C::kHaloWidth>(p, at, table, thread);
+    make_gather_table<kGroupThreads, KD, C::kHaloHeight, C::kHaloWidth>(p, at, table, thread);
     tile_data = static_cast<const unsigned char*>(p.x) + (at.base + first_channel * p.x_strides[1]) * kItem;
     barrier_sync(kHalo, kGroupThreads);
   };
@@ -307,14 +306,14 @@ struct Share {
   int output, half, pixel_split, first_step, steps;
 
   template <class C>
-  static __device__ __forceinline__ Share of(const GradientParams& p, int warp) {
-    constexpr int kWays = kMultiplyThreads / 32 / C::kHalves;
-    const int along_outputs = kWays / p.pixel_splits, way = warp % kWays;
+  static __device__ __forceinline__ Share of(const GradientParams& p, unsigned warp) {
+    constexpr unsigned kWays = kMultiplyThreads / 32 / C::kHalves;
+    const unsigned along_outputs = kWays >> p.pixel_split_bits, way = warp % kWays;
     Share share;
-    share.output = way % along_outputs * C::kMatrices * 16;
+    share.output = (way & (along_outputs - 1)) * C::kMatrices * 16;
     share.half = warp / kWays;
-    share.pixel_split = way / along_outputs;
-    share.steps = C::kPartSteps / p.pixel_splits;
+    share.pixel_split = way * (1 << p.pixel_split_bits) / kWays;
+    share.steps = C::kPartSteps >> p.pixel_split_bits;
     share.first_step = share.pixel_split * share.steps;
     return share;
   }
@@ -339,13 +338,13 @@ struct Products {
   // A part of one chunk.  grad: pieces of 32 bytes of outputs, kPartPixels pixels each.
   template <int CHUNK>
   __device__ __forceinline__ void add(const unsigned char* grad, const unsigned char* rings, const Share& share,
-                                      int lane) {
+                                      unsigned lane) {
 #pragma unroll 1
     for (int step = share.first_step; step < share.first_step + share.steps; ++step) {
       const int first = step * C::kDepth;
       uint32_t a[C::kMatrices][4];
 #pragma unroll
-      for (int m = 0; m < C::kMatrices; ++m) load_grad(a[m], piece_of(grad, share, m), first, lane);
+      for (int m = 0; m < C::kMatrices; ++m) load_grad<true>(a[m], piece_of(grad, share, m), first, lane);
 #pragma unroll
       for (int f = 0; f < C::kFunctions; f += 2) {
         uint32_t b[4];
@@ -366,7 +365,10 @@ struct Products {
   }
 
   // 16 outputs by kDepth pixels from `first` on, outputs as rows.
-  static __device__ __forceinline__ void load_grad(uint32_t (&a)[4], const unsigned char* piece, int first, int lane) {
+  // ROUNDED: float32 as the matrix units take it.
+  template <bool ROUNDED>
+  static __device__ __forceinline__ void load_grad(uint32_t (&a)[4], const unsigned char* piece, int first,
+                                                   unsigned lane) {
     if constexpr (C::kHalves == 2) {
       const int pixel = lane / 16 * 8 + lane % 8;
       load_matrices_transposed(a, piece + first * kPixelBytes + pixel_offset<true>(pixel, lane / 8 % 2));
@@ -376,14 +378,15 @@ struct Products {
         const int output = lane / 4, pixel = i / 2 * 4 + lane % 4;
         const unsigned char* const at = piece + (i % 2 * kPartPixels + first) * kPixelBytes +
                                         pixel_offset<true>(pixel, output / 4) + output % 4 * 4;
-        a[i] = T::pack({load_shared<float>(at)});
+        const float value = load_shared<float>(at);
+        a[i] = ROUNDED ? T::pack({value}) : __float_as_uint(value);
       }
     }
   }
 
   // Two shells, kDepth pixels by 8 channels each.
   static __device__ __forceinline__ void load_shells(uint32_t (&b)[4], const unsigned char* rings, int first, int f,
-                                                     int half, int lane) {
+                                                     int half, unsigned lane) {
     constexpr int kLast = C::kFunctions - 1, kPitch = ring_pitch(C::kFunctions);
     static_assert(kPitch % 2 == 1);         // shells are kPixelBytes apart
     rings += first * kPitch * kPixelBytes;  // `first` is a multiple of 8, after which places repeat
@@ -404,14 +407,14 @@ struct Products {
 
   // Adds a part's sums over pixels to those of the warp's outputs in shared memory.
   static __device__ __forceinline__ void add_bias(const unsigned char* grad, unsigned char* bias, const Share& share,
-                                                  int lane) {
+                                                  unsigned lane) {
     float sums[C::kMatrices][2] = {};
 #pragma unroll 1
     for (int step = share.first_step; step < share.first_step + share.steps; ++step)
 #pragma unroll
       for (int m = 0; m < C::kMatrices; ++m) {
         uint32_t a[4];
-        load_grad(a, piece_of(grad, share, m), step * C::kDepth, lane);
+        load_grad<false>(a, piece_of(grad, share, m), step * C::kDepth, lane);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           static_for<T::kChannels>([&](auto j) { sums[m][i % 2] += T::template unpack<j>(a[i]); });
@@ -480,17 +483,37 @@ __device__ __forceinline__ void multiply(const GradientParams& p, unsigned char*
     return memory + p.grad_at + part % C::kSlots * (p.block_outputs * p.item * kPartPixels);
   };
   const auto load = [&](int part) {
-    const int thread = thread_anew();
+    const unsigned thread = thread_anew(), group = thread / kGroupThreads;
     if (part < load_task(p, memory).tiles * C::kParts) {
-      const unsigned char* const table = memory + p.grad_table_at + part / C::kParts % 2 * kGradTableBytes;
-      const unsigned char* const data = static_cast<const unsigned char*>(p.grad) + load_shared<int64_t>(table);
-      const int64_t channel = p.grad_strides[1] * p.item;
+      constexpr int kPiece = kPartPixels * kPixelBytes;  // of one chunk of outputs; the groups take every other one
+      const unsigned char* table = memory + p.grad_table_at + part / C::kParts % 2 * kGradTableBytes;
+      const unsigned char* data = static_cast<const unsigned char*>(p.grad) + load_shared<int64_t>(table);
+      table += kGradTableHead + part % C::kParts * kPartPixels * 4;
+      unsigned char* to = slot_of(part) + group * kPiece;
       const int outputs = p.outputs - load_task(p, memory).out_block * p.block_outputs;
+      if (p.grad_loader == Loader::kVector && outputs >= p.block_outputs) {
+        // one copy of each piece for every thread
+        const unsigned pixel = thread % kGroupThreads / 2, half = thread % 2;
+        const unsigned offset = load_shared<unsigned>(table + 4 * pixel);
+        data += offset + group * kPixelBytes + half * 16;
+        to += pixel_offset<true>(pixel, half);
 #pragma unroll 1
-      for (int first = thread / kGroupThreads * C::kChannels; first < p.block_outputs; first += 2 * C::kChannels) {
-        const Source source{data + first * channel, channel, outputs - first, kPartPixels, p.grad_loader};
-        load_pixels<T, true>(source, table + kGradTableHead + part % C::kParts * kPartPixels * 4,
-                             slot_of(part) + first / C::kChannels * kPartPixels * kPixelBytes, thread % kGroupThreads);
+        for (int left = p.block_outputs - group * C::kChannels; left > 0; left -= 2 * C::kChannels) {
+          if (offset != kOutside)
+            copy_async<16>(to, data);
+          else
+            store_shared<Float4>(to, Float4{});
+          data += 2 * kPixelBytes;
+          to += 2 * kPiece;
+        }
+      } else {
+        const int64_t channel = p.grad_strides[1] * p.item;
+#pragma unroll 1
+        for (int first = group * C::kChannels; first < p.block_outputs; first += 2 * C::kChannels) {
+          const Source source{data + first * channel, channel, outputs - first, kPartPixels, p.grad_loader};
+          load_pixels<T, true>(source, table, to, thread % kGroupThreads);
+          to += 2 * kPiece;
+        }
       }
     }
     commit_copies();
@@ -519,7 +542,7 @@ __device__ __forceinline__ void multiply(const GradientParams& p, unsigned char*
           const Task task = load_task(p, memory);
           const int handed = (tile * task.chunks + chunk) * C::kParts + i, place = handed % 2;
           barrier_sync(kFull + place, kGradientThreads);
-          const int thread = thread_anew();
+          const unsigned thread = thread_anew();
           const Share share = Share::of<C>(p, thread / 32);
           if (share.output < p.block_outputs) {
             products.template add<chunk>(slot_of(part), memory + p.ring_at + place * C::kPartBytes, share, thread % 32);
@@ -539,7 +562,7 @@ __device__ __forceinline__ void store(const GradientParams& p, const unsigned ch
   const Share share = Share::of<C>(p, thread / 32);
   __syncwarp();  // its lanes' sums for the bias
   const int lane = thread % 32;
-  const int64_t copy = int64_t{task.split} * p.pixel_splits + share.pixel_split;
+  const int64_t copy = (int64_t{task.split} << p.pixel_split_bits) + share.pixel_split;
   const int64_t unit = copy * p.groups + task.group;
   const int first = task.out_block * p.block_outputs, end = min(p.outputs, first + p.block_outputs);
   const int output = first + share.output + lane / 4;
@@ -583,13 +606,7 @@ template <class T, int K, int KD>
 __global__ void __launch_bounds__(kGradientThreads, 1) gradient(const __grid_constant__ GradientParams p) {
   unsigned char* const memory = shared_memory();
   if (blockIdx.x == 0 && threadIdx.x == 0) *reinterpret_cast<unsigned*>(p.workspace + p.counter) = 0;
-  if (K == 0 && threadIdx.x < kPixels) {
-    unsigned rest = threadIdx.x;
-    int place[3];
-    for (int axis = 2; axis >= 0; --axis) place[axis] = take(rest, p.tile[axis]) * p.stride[axis];
-    const int pixel = (place[0] * p.halo[1] + place[1]) * p.halo[2] + place[2];
-    store_shared<int>(memory + p.pixel_at + 4 * threadIdx.x, rest > 0 ? 0 : pixel * kPixelBytes);
-  }
+  if (K == 0 && threadIdx.x < kPixels) make_pixel_table(p, memory + p.pixel_at, threadIdx.x);
   if (threadIdx.x == 0) store_shared<Task>(memory + p.task_at, task_of<Constants<T, K, KD>>(p, blockIdx.x));
   __syncthreads();
 

@@ -42,7 +42,7 @@ struct GradientParams : Geometry {
   int out_blocks, block_outputs;  // outputs of a block, a multiple of 32 bytes
   int chunk_blocks, passes;       // blocks along the channels, and along the shells
   int splits, all_tiles;          // tiles of all images, and among how many blocks they are split
-  int pixel_splits;               // among how many warps the pixels of a part are; each has its copy of the sums
+  int pixel_split_bits;           // log2 of among how many warps the pixels of a part are; each has a copy of the sums
   bool wants_bias;
 
   // Workspace: bytes to these places.  Sums are (copies, groups, shells, outputs, channel_pitch) floats, those for the
@@ -56,6 +56,10 @@ struct GradientParams : Geometry {
 
 constexpr int kFinishThreads = 256;
 constexpr int kMostFinishBlocks = 128;
+constexpr int kMostFinishShared = 48 * 1024;  // that every block has without asking
+
+// Threads for each of so many sums.
+constexpr int finish_ways(int sums) { return sums < kFinishThreads ? kFinishThreads / sums : 1; }
 
 struct FinishParams {
   ProfileParams profile;

@@ -7,9 +7,6 @@
 namespace radconv::cuda {
 namespace {
 
-constexpr int64_t kMostWorkspace = 64 << 20;      // of sums, unless one copy takes more
-constexpr int64_t kMostFinishShared = 48 * 1024;  // that every block has without asking
-
 int shells_of_block(const KernelSize& size, int shells) { return size.any() ? kTableShells : shells; }
 
 // Places in shared memory, and how much there is in all.
@@ -85,13 +82,18 @@ FinishPlan make_finish_plan(const ConvShape& shape, const ProfileParams& profile
   f.channels = as_int(shape.in_per_group, "the number of input channels");
   f.groups = as_int(shape.groups, "the number of groups");
   const int64_t values = int64_t{profile.rings} * f.shells;
+  const int64_t pairs = shape.groups * shape.out_per_group * shape.in_per_group / f.merged;
+  const auto shared = [&] {
+    const int64_t sums = int64_t{f.shells} * f.pairs_together;
+    return 4 * (values + sums * (sums < kFinishThreads ? finish_ways(static_cast<int>(sums)) : 1));
+  };
   f.pairs_together = 64;
-  while (f.pairs_together > 1 && 4 * (values + f.shells * f.pairs_together) > kMostFinishShared) f.pairs_together /= 2;
-  plan.shared = as_int(4 * (values + int64_t{f.shells} * f.pairs_together), "the size of the profile");
+  while (f.pairs_together > 1 && shared() > kMostFinishShared) f.pairs_together /= 2;
+  while (f.pairs_together > 4 && pairs / f.pairs_together < kMostFinishBlocks) f.pairs_together /= 2;
+  plan.shared = as_int(shared(), "the size of the profile");
   if (plan.shared > kMostFinishShared)
     throw Unservable("a profile of " + std::to_string(profile.rings) + " rings by " + std::to_string(f.shells) +
                      " shells is larger than one block holds");
-  const int64_t pairs = shape.groups / f.merged * shape.out_per_group * shape.in_per_group;
   plan.blocks = static_cast<unsigned>(std::clamp<int64_t>(ceil_div(pairs, f.pairs_together), 1, kMostFinishBlocks));
   f.shares = round_up(end, 256);
   end = f.shares + 8 * values * plan.blocks;
@@ -127,9 +129,7 @@ GradientPlan make_gradient_plan(const ConvShape& given, const RingModel& model, 
   const bool any = plan.size.any();
   const int shells = shells_of_block(plan.size, p.shells);
   plan.shared = static_cast<int>(lay_out(p, plan.size, shells));
-  // an axis of one element has no meaningful stride
-  const int64_t elements[5] = {shape.batch, 0, shape.axis[0].out, shape.axis[1].out, shape.axis[2].out};
-  for (int i = 0; i < 5; ++i) p.grad_strides[i] = i != 1 && elements[i] == 1 ? 0 : grad.of[i];
+  copy_strides(p.grad_strides, grad, shape, Side::kOutput);
   int64_t span = 0;
   for (int axis = 0; axis < 3; ++axis)
     span += int64_t{p.tile[axis]} * p.classes[axis] * std::abs(p.grad_strides[2 + axis]) * p.item;
@@ -146,15 +146,17 @@ GradientPlan make_gradient_plan(const ConvShape& given, const RingModel& model, 
   p.passes = static_cast<int>(ceil_div(p.shells, shells));
   const int ways = kMultiplyThreads / 32 / (p.item == 4 ? 1 : 2),
             of_warp = outputs_of_warp(plan.format == Format::kFloat32);
-  p.pixel_splits = ways;
-  while (p.pixel_splits > 1 && ways / p.pixel_splits * of_warp < p.block_outputs) p.pixel_splits /= 2;
+  int pixel_splits = ways;
+  while (pixel_splits > 1 && ways / pixel_splits * of_warp < p.block_outputs) pixel_splits /= 2;
+  for (p.pixel_split_bits = 0; 1 << p.pixel_split_bits < pixel_splits;) ++p.pixel_split_bits;
   p.channel_pitch = as_int(round_up(p.channels, chunk), "the number of input channels");
 
   const int64_t units = int64_t{p.groups} * p.out_blocks * p.chunk_blocks * p.passes;
   const int64_t copy_bytes =
-      p.pixel_splits * 4 * int64_t{p.groups} * p.outputs * (int64_t{p.shells} * p.channel_pitch + 1);
+      pixel_splits * 4 * int64_t{p.groups} * p.outputs * (int64_t{p.shells} * p.channel_pitch + 1);
   const int64_t most_splits = std::max<int64_t>(1, std::min<int64_t>(tiles, kMostWorkspace / copy_bytes));
-  const Stage stage{int64_t{p.tile[0]} * p.tile[1] * p.tile[2],
+  const Stage stage{plan.format,
+                    int64_t{p.tile[0]} * p.tile[1] * p.tile[2],
                     int64_t{p.halo[0]} * p.halo[1] * p.halo[2],
                     taps_of(model),
                     plan.size.k,
@@ -163,8 +165,8 @@ GradientPlan make_gradient_plan(const ConvShape& given, const RingModel& model, 
                     p.block_outputs,
                     chunks,
                     chunk};
-  p.splits = static_cast<int>(
-      best_splits(units, tiles, gradient_clocks(stage), static_cast<double>(copy_bytes), most_splits, card));
+  p.splits = static_cast<int>(best_splits(units, tiles, gradient_clocks(stage), pixel_splits,
+                                          static_cast<double>(copy_bytes), most_splits, card));
   plan.blocks = static_cast<unsigned>(as_int(units * p.splits, "the number of blocks"));
 
   Tables tables;
@@ -172,7 +174,7 @@ GradientPlan make_gradient_plan(const ConvShape& given, const RingModel& model, 
   tabulate(p, tables, shape, model, axes, any);
   plan.tables = tables.take();
 
-  const int copies = p.splits * p.pixel_splits;
+  const int copies = p.splits * pixel_splits;
   p.counter = 0;
   p.sums = 256;
   p.bias_sums = p.sums + round_up(int64_t{copies} * p.groups * p.shells * p.outputs * p.channel_pitch * 4, 256);

@@ -19,6 +19,10 @@ struct alignas(16) Float4 {
   float v[4];
 };
 
+struct alignas(16) Words4 {
+  uint32_t v[4];
+};
+
 // What a block works on; kept in shared memory, where it takes no registers.
 struct Place {
   int image, group, out_block;
@@ -83,12 +87,12 @@ __device__ __forceinline__ bool locate(const Geometry& p, const Place& at, int a
   return input >= 0 && input < size;
 }
 
-// Bytes from there to each pixel of the halo, kOutside for zeros.  HEIGHT and WIDTH of the halo where they are known,
-// else 0.
-template <int THREADS, int HEIGHT = 0, int WIDTH = 0>
+// Bytes from there to each pixel of the halo, kOutside for zeros.  DEPTH, HEIGHT and WIDTH of the halo where they are
+// known, else 0.
+template <int THREADS, int DEPTH = 0, int HEIGHT = 0, int WIDTH = 0>
 __device__ __forceinline__ void make_gather_table(const Geometry& p, const Place& at, unsigned char* table,
                                                   int thread) {
-  const int sizes[3] = {p.halo[0], HEIGHT > 0 ? HEIGHT : p.halo[1], WIDTH > 0 ? WIDTH : p.halo[2]};
+  const int sizes[3] = {DEPTH > 0 ? DEPTH : p.halo[0], HEIGHT > 0 ? HEIGHT : p.halo[1], WIDTH > 0 ? WIDTH : p.halo[2]};
   const int pixels = sizes[0] * sizes[1] * sizes[2];
   for (int pixel = thread; pixel < pixels; pixel += THREADS) {
     unsigned rest = pixel;
@@ -97,6 +101,16 @@ __device__ __forceinline__ void make_gather_table(const Geometry& p, const Place
     for (int axis = 2; axis >= 0; --axis) inside &= locate(p, at, axis, take(rest, sizes[axis]), offset);
     store_shared<unsigned>(table + 4 * pixel, inside ? static_cast<unsigned>(offset * p.item) : kOutside);
   }
+}
+
+// Of kernels of any size: where in the halo a pixel of the tile meets the first tap, in bytes; 0 of pixels that the
+// tile doesn't have.
+__device__ __forceinline__ void make_pixel_table(const Geometry& p, unsigned char* table, int pixel) {
+  unsigned rest = pixel;
+  int place[3];
+  for (int axis = 2; axis >= 0; --axis) place[axis] = take(rest, p.tile[axis]) * p.stride[axis];
+  const int at = (place[0] * p.halo[1] + place[1]) * p.halo[2] + place[2];
+  store_shared<int>(table + 4 * pixel, rest > 0 ? 0 : at * kPixelBytes);
 }
 
 // One chunk of channels of some pixels, for load_pixels.
@@ -156,6 +170,36 @@ __device__ __forceinline__ void load_pixels(const Source& source, const unsigned
   const int64_t step = T::kChannels * source.channel;  // from one word to the next
   const unsigned char* const from = source.data + word * step;
   left -= word * T::kChannels;
+  if constexpr (kItem == 2)
+    if (source.loader == Loader::kScalar) {
+      // many loads at a time, whose latency nothing else hides; few where sums take the registers
+      constexpr int kTogether = SWIZZLED ? 1 : 4;
+#pragma unroll 1
+      for (int first = thread / 32 * 8 + thread % 8; first < pixels; first += kTogether * (kGroupThreads / 4)) {
+        uint32_t words[kTogether][2];
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          const int pixel = first + i * (kGroupThreads / 4);
+          const unsigned offset = pixel < pixels ? load_shared<unsigned>(table + 4 * pixel) : kOutside;
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int channels = offset == kOutside ? 0 : left - half * 4 * T::kChannels;
+            const unsigned char* const at = from + offset + half * 4 * step;
+            const uint32_t low = channels > 0 ? *reinterpret_cast<const Scalar*>(at) : 0;
+            const uint32_t high = channels > 1 ? *reinterpret_cast<const Scalar*>(at + source.channel) : 0;
+            words[i][half] = low | high << 16;
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            if (first + i * (kGroupThreads / 4) < pixels)
+              store_shared<uint32_t>(to + pixel_offset<SWIZZLED>(first + i * (kGroupThreads / 4), half) + 4 * word,
+                                     words[i][half]);
+      }
+      return;
+    }
 #pragma unroll 1
   for (int pixel = thread / 32 * 8 + thread % 8; pixel < pixels; pixel += kGroupThreads / 4) {
     const unsigned offset = load_shared<unsigned>(table + 4 * pixel);
@@ -166,15 +210,10 @@ __device__ __forceinline__ void load_pixels(const Source& source, const unsigned
       unsigned char* const target = to + pixel_offset<SWIZZLED>(pixel, half) + 4 * word;
       if (channels <= 0) {
         store_shared<uint32_t>(target, 0);
-      } else if (source.loader == Loader::kWord) {
-        if (channels >= T::kChannels)
-          copy_async<4>(target, at);
-        else
-          copy_async<4>(target, at, channels * kItem);
-      } else if constexpr (kItem == 2) {
-        const uint32_t low = *reinterpret_cast<const Scalar*>(at);
-        const uint32_t high = channels > 1 ? *reinterpret_cast<const Scalar*>(at + source.channel) : 0;
-        store_shared<uint32_t>(target, low | high << 16);
+      } else if (channels >= T::kChannels) {
+        copy_async<4>(target, at);
+      } else {
+        copy_async<4>(target, at, channels * kItem);
       }
     }
   }

@@ -53,7 +53,7 @@ std::vector<std::array<int, 3>> possible_tiles(const KernelSize& size) {
 
 // The fastest tile whose halo fits, by cost.h, with as many buffers and outputs as there is room for.
 Layout choose_layout(ConvParams& p, const AxisPlans& axes, const ConvShape& shape, const RingModel& model,
-                     const KernelSize& size, const Card& card) {
+                     Format format, const KernelSize& size, const Card& card) {
   const int outputs = static_cast<int>(std::min<int64_t>(round_up(p.outputs, 16), kMostOutputs));
   const int64_t taps = taps_of(model);
   Layout best;
@@ -84,7 +84,7 @@ Layout choose_layout(ConvParams& p, const AxisPlans& axes, const ConvShape& shap
     // of each tile that a block of a kernel of any size may have, product and rings take the same time
     const int64_t worked = size.any() ? kPixels : int64_t{tile[1]} * tile[2];
     const int chunk = kPixelBytes / p.item;
-    const Stage stage{worked, pixels, taps, size.k, p.shells, p.per_pass, layout.block_outputs, p.steps, chunk};
+    const Stage stage{format, worked, pixels, taps, size.k, p.shells, p.per_pass, layout.block_outputs, p.steps, chunk};
     layout.clocks =
         waves(tiles * ceil_div(p.outputs, layout.block_outputs), card.multiprocessors) * block_clocks(stage);
     if (layout.clocks < best.clocks) best = layout;
@@ -126,10 +126,10 @@ Plan make_plan(const ConvShape& given, const RingModel& model, bool transpose, b
   const int chunks = static_cast<int>(ceil_div(p.channels, chunk));
   p.steps = as_int(int64_t{chunks} * p.passes, "the number of steps");
 
-  const Layout layout = choose_layout(p, axes, shape, model, chosen.size, card);
+  const Layout layout = choose_layout(p, axes, shape, model, plan.format, chosen.size, card);
   plan.shared = lay_out(p, layout, chosen.size);
   plan.clocks = std::max(layout.clocks, memory_clocks(given, card));
-  plan.dense_clocks = dense_clocks(given, card);
+  plan.dense_clocks = dense_clocks(given, plan.format, card);
   p.out_blocks = static_cast<int>(ceil_div(p.outputs, p.block_outputs));
   const int64_t tiles = set_tile(p, axes, layout.tile);
   p.plane = p.halo[1] * p.halo[2] * (any ? p.halo[0] : 1);

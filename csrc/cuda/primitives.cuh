@@ -35,8 +35,8 @@ __device__ __forceinline__ void store_shared(void* to, T value) {
 // ---- registers ------------------------------------------------------------------------------------------------------
 
 // threadIdx.x, asked for here and now: what is computed from it isn't kept in registers from before a loop.
-__device__ __forceinline__ int thread_anew() {
-  int thread;
+__device__ __forceinline__ unsigned thread_anew() {
+  unsigned thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
   return thread;
 }
@@ -225,9 +225,13 @@ struct Float32 {
     for (int i = 0; i < 4; ++i) split(a[i], large[i], small[i]);
     split(b0, b_large[0], b_small[0]);
     split(b1, b_large[1], b_small[1]);
-    TF32::multiply(sums, small, b_large[0], b_large[1]);
-    TF32::multiply(sums, large, b_small[0], b_small[1]);
-    TF32::multiply(sums, large, b_large[0], b_large[1]);
+    // apart from the sums: matrix units cut off what an addition drops, which would tell in long ones
+    float product[4] = {};
+    TF32::multiply(product, small, b_large[0], b_large[1]);
+    TF32::multiply(product, large, b_small[0], b_small[1]);
+    TF32::multiply(product, large, b_large[0], b_large[1]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[i] += product[i];
   }
 };
 

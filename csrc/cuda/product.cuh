@@ -105,7 +105,8 @@ struct Product {
   }
 
   // Sums, back from the rings' scale, plus bias, to y.  They go through shared memory, so that neighbours in global
-  // memory are written together whatever the layout.
+  // memory are written together whatever the layout.  KNOWN: the tile is one of a size that is known.
+  template <bool KNOWN>
   __device__ __forceinline__ void store(const ConvParams& p, unsigned char* memory, int thread) {
     using Scalar = typename T::Scalar;
     const Place at = load_place(p, memory);
@@ -124,27 +125,71 @@ struct Product {
                                  {sums[m][n][2 * row], sums[m][n][2 * row + 1]});
     __syncwarp();
 
-    Scalar* const y = static_cast<Scalar*>(p.y);
-    const int output = at.group * p.outputs + at.out_block * p.block_outputs + share.first_output;
-    const bool along_pixels = p.y_strides[1] != 1;
-    const int64_t image = at.image * p.y_strides[0];
     const float back = 1.0f / at.scale;
-    for (int i = lane; i < share.pixels * 64; i += 32) {
-      const int pixel = along_pixels ? i / 1024 * 16 + i % 16 : i / 64, channel = along_pixels ? i / 16 % 64 : i % 64;
-      if (channel >= share.outputs) continue;
-      unsigned rest = share.first_pixel + pixel;
-      int64_t offset = image + (output + channel) * p.y_strides[1];
-      bool inside = true;
-      for (int axis = 2; axis >= 0; --axis) {
-        const int place = p.classes[axis] * (at.first[axis] + take(rest, p.tile[axis])) + at.residue[axis];
-        inside = inside && place < p.out_size[axis];
-        offset += place * p.y_strides[2 + axis];
+    const int output = at.group * p.outputs + at.out_block * p.block_outputs + share.first_output;
+    const int64_t image = at.image * p.y_strides[0] + output * p.y_strides[1];
+    if (p.wide_stores) {
+      // channels are neighbours: a lane writes 8 of them, 16 or 32 bytes, of every fourth pixel
+      const int channel = lane % 8 * 8;
+      if (channel >= share.outputs) return;
+      float bias[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+        bias[j] = p.bias == nullptr ? 0.0f : as_float(p.bias, output + channel + j, p.bias_type);
+#pragma unroll 2
+      for (int pixel = lane / 8; pixel < share.pixels; pixel += 4) {
+        int64_t offset = image + channel;
+        if (!locate_output<KNOWN>(p, at, share.first_pixel + pixel, offset)) continue;
+        const unsigned char* const from = staging + 4 * (pixel * kStagePitch + channel);
+        Scalar* const to = static_cast<Scalar*>(p.y) + offset;
+        Float4 values[2] = {load_shared<Float4>(from), load_shared<Float4>(from + 16)};
+#pragma unroll
+        for (int j = 0; j < 8; ++j) values[j / 4].v[j % 4] = values[j / 4].v[j % 4] * back + bias[j];
+        if constexpr (sizeof(Scalar) == 4) {
+          reinterpret_cast<Float4*>(to)[0] = values[0];
+          reinterpret_cast<Float4*>(to)[1] = values[1];
+        } else {
+          Words4 words;
+#pragma unroll
+          for (int j = 0; j < 4; ++j)
+            words.v[j] = T::pack({values[j / 2].v[j % 2 * 2], values[j / 2].v[j % 2 * 2 + 1]});
+          *reinterpret_cast<Words4*>(to) = words;
+        }
       }
-      if (!inside || rest > 0) continue;  // a tile may have fewer than kPixels pixels
-      float value = load_shared<float>(staging + 4 * (pixel * kStagePitch + channel)) * back;
-      if (p.bias != nullptr) value += as_float(p.bias, output + channel, p.bias_type);
-      y[offset] = T::from_float(value);
+      return;
     }
+    // a lane keeps to one pixel; 16 pixels are neighbours, or, where channels are, 8 of these
+    const bool along_pixels = p.y_strides[1] != 1;
+    const int together = along_pixels ? 16 : 4, first = along_pixels ? lane / 16 : lane % 8;
+    for (int pixel = along_pixels ? lane % 16 : lane / 8; pixel < share.pixels; pixel += together) {
+      int64_t offset = image;
+      if (!locate_output<KNOWN>(p, at, share.first_pixel + pixel, offset)) continue;
+      const unsigned char* const from = staging + 4 * pixel * kStagePitch;
+      Scalar* const to = static_cast<Scalar*>(p.y) + offset;
+#pragma unroll 4
+      for (int channel = first; channel < share.outputs; channel += 32 / together) {
+        float value = load_shared<float>(from + 4 * channel) * back;
+        if (p.bias != nullptr) value += as_float(p.bias, output + channel, p.bias_type);
+        to[channel * p.y_strides[1]] = T::from_float(value);
+      }
+    }
+  }
+
+  // Adds how far the tile's `pixel` lies from its image's first one; false where there is none: a tile may be cut off
+  // by the image's end, and of any size have fewer than kPixels.
+  template <bool KNOWN>
+  static __device__ __forceinline__ bool locate_output(const ConvParams& p, const Place& at, int pixel,
+                                                       int64_t& offset) {
+    const int tile[3] = {KNOWN ? 1 : p.tile[0], KNOWN ? kTileHeight : p.tile[1], KNOWN ? kTileWidth : p.tile[2]};
+    unsigned rest = pixel;
+    bool inside = true;
+#pragma unroll
+    for (int axis = 2; axis >= 0; --axis) {
+      const int place = p.classes[axis] * (at.first[axis] + take(rest, tile[axis])) + at.residue[axis];
+      inside = inside && place < p.out_size[axis];
+      offset += place * p.y_strides[2 + axis];
+    }
+    return inside && rest == 0;
   }
 };
 

@@ -7,7 +7,8 @@ With RADCONV_EMULATE_CUDA=1 in the environment, the same kernels, compiled for t
 on the CPU when the engine is asked for by name: slow, for tests and for looking inside.  Another value names the folder
 of another such build.
 
-NaN and Inf spread as with the Triton engine: over the kernel's support, and an Inf may come out as NaN.
+NaN and Inf spread as with the Triton engine: over the kernel's support, and an Inf may come out as NaN.  Groups of few
+channels share a product, and with it their NaN and Inf.
 """
 
 from __future__ import annotations

@@ -1109,10 +1109,11 @@ cudaError_t launch(const void* kernel, const std::type_info& params, void (*body
   if (blocks == 0 || blocks > 0x7fffffffu || threads <= 0 || threads > kMaxThreads || threads % kWarp != 0)
     return refused(cudaErrorInvalidConfiguration);
   if (shared < 0) return refused(cudaErrorInvalidValue);
-  if (shared > kSharedUnprepared) {
+  {
     const std::lock_guard<std::mutex> lock(prepared().mutex);
     const auto found = prepared().shared.find(kernel);
-    if (found == prepared().shared.end() || found->second < shared) return refused(cudaErrorInvalidValue);
+    const int most = found == prepared().shared.end() ? kSharedUnprepared : found->second;
+    if (shared > most) return refused(cudaErrorInvalidValue);
   }
   struct Running {
     Running() { running_machine = &machine(); }

@@ -157,7 +157,7 @@ void store_shared(void* to, T value) {
 
 // ---- registers ------------------------------------------------------------------------------------------------------
 
-inline int thread_anew() { return static_cast<int>(threadIdx.x); }
+inline unsigned thread_anew() { return threadIdx.x; }
 
 // ---- asynchronous copies from global to shared memory ---------------------------------------------------------------
 // The destination is filled with 0xFF when the copy is issued; the source is read, and the data appears, in the wait.
@@ -320,9 +320,12 @@ struct Float32 {
     for (int i = 0; i < 4; ++i) split(a[i], large[i], small[i]);
     split(b0, b_large[0], b_small[0]);
     split(b1, b_large[1], b_small[1]);
-    TF32::multiply(sums, small, b_large[0], b_large[1]);
-    TF32::multiply(sums, large, b_small[0], b_small[1]);
-    TF32::multiply(sums, large, b_large[0], b_large[1]);
+    // apart from the sums: matrix units cut off what an addition drops, which would tell in long ones
+    float product[4] = {};
+    TF32::multiply(product, small, b_large[0], b_large[1]);
+    TF32::multiply(product, large, b_small[0], b_small[1]);
+    TF32::multiply(product, large, b_large[0], b_large[1]);
+    for (int i = 0; i < 4; ++i) sums[i] += product[i];
   }
 };
 
