@@ -354,10 +354,11 @@ def gradient_rings(flow: Flow, work: GradientWork) -> Counts:
     start = max(apart, key=lambda loop: flow.count(loop.blocks, is_sum))
     *_, around, loop = innermost(flow, start, is_sum, 0.5)
     planes, copies = planes_and_copies(flow, loop)
+    others = (is_any_copy, is_alone)  # of the loaders by words and by elements
     tables = [
         inner
         for inner in loop.inner
-        if flow.count(inner.blocks, is_entry) and not flow.count(inner.blocks, is_any_copy)
+        if flow.count(inner.blocks, is_entry) and not any(flow.count(inner.blocks, kind) for kind in others)
     ]
     size, steps = work.halo_plane * PIXEL_BYTES, work.depth // 2 + 1
     inner: dict[int, Counts] = {}
@@ -385,8 +386,8 @@ def gradient_rings(flow: Flow, work: GradientWork) -> Counts:
         entries = math.ceil((work.halo - 32 * warp) / (32 * WARPS))
         for odd in ahead_of(unrolled, entries):
             table = {tables[0].head: add(Counter(), row.counts(), math.ceil((entries - odd) / unrolled))}
-            alone, others = placing if warp == 0 else (0, stored)
-            last = way(warp, table, alone, others + odd)
+            alone, entered = placing if warp == 0 else (0, stored)
+            last = way(warp, table, alone, entered + odd)
             if last is not None:
                 break
         for each_pass in (*passes, last):
@@ -433,10 +434,11 @@ def gradient_product(flow: Flow, work: GradientWork) -> Counts:
     parts = tiles.inner if work.parts > 1 else [tiles]
     copied: dict[int, Counts] = {}
     for loop in parts:
-        for each in planes_and_copies(flow, loop)[0]:
-            (direct,) = planes_and_copies(flow, each)[1]
-            once = copying_pass(flow, each, direct, PART_PIXELS * PIXEL_BYTES, {}, commits=0)
-            copied[each.head] = add(Counter(), once, math.ceil(work.block_outputs / (2 * work.chunk)))
+        for each in planes_and_copies(flow, loop)[1]:
+            once = flow.longest_pass(each, {}, (is_copy, is_outside)).get((1, 0))
+            if once is None:
+                raise NoWay("no way through the loop over outputs copies once")
+            copied[each.head] = add(Counter(), once.counts(), math.ceil(work.block_outputs / (2 * work.chunk)))
     if len(copied) != 1:
         raise NoWay(f"{len(copied)} loops copy the output's gradient, expected one")
     inner = copied

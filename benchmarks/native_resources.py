@@ -190,7 +190,8 @@ def plan(kernel: Kernel, problem: Problem, most_shared: int, multiprocessors: in
         "exact": problem.precision == "ieee",
         "x_strides": radial.x_strides,
         "device": 0,
-        "card": (most_shared, multiprocessors),
+        # the last wave of blocks decides about tiles, too: on one multiprocessor, whole ones are the faster
+        "card": (most_shared, multiprocessors if kernel.what == "gradient" else 1),
     }
     if kernel.what.endswith("gradient"):
         make = c.DepthwiseGradientPlan if kernel.what.startswith("depthwise") else c.CudaGradientPlan

@@ -27,8 +27,8 @@ constexpr int kDepthwiseWarps = kGroupThreads / 32;
 constexpr int forward_residents(int k, int depth, bool half) {
   if (k == 0) return 4;
   if (!half) return depth == 1 ? (k <= 5 ? 8 : k <= 7 ? 6 : k <= 9 ? 5 : 4) : k == 3 ? 6 : 4;
-  if (depth == 1) return k <= 3 ? 8 : k <= 5 ? 6 : k <= 7 ? 5 : k <= 9 ? 4 : 3;
-  return k <= 3 ? 5 : k <= 5 ? 3 : 2;
+  if (depth == 1) return k <= 5 ? 6 : k <= 7 ? 5 : k <= 9 ? 4 : 3;
+  return k <= 3 ? 4 : k <= 5 ? 3 : 2;
 }
 constexpr int gradient_residents(int k, int depth, bool half) {
   if (k == 0 || !half) return k == 3 && depth == 1 ? 6 : 4;

@@ -9,7 +9,7 @@
 // Shells, rather than the fewer rings and their derivatives, since a function costs a multiply-add for every shell on
 // the plain units, and a shell more only matrix instructions.
 //
-// What bounds it, by counting (python -m benchmarks.resources): half types on sm_90 issue slots up to k = 9, then the
+// What bounds it, by counting (python -m benchmarks.resources): half types on sm_90 shared memory up to k = 7, then the
 // matrix units.
 //
 // This file is compiled once per kernel size: RADCONV_K wide and high, RADCONV_KD deep, 0 for any.
