@@ -14,7 +14,8 @@ STAMPS := $(VENV)/stamps
 BUILD_INPUTS := $(shell find csrc) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES     = $(shell find csrc tests/emulation -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-SLOW := tests/test_triton.py tests/test_cuda.py tests/test_depthwise_emulated.py tests/test_emulation.py  # kernels on the CPU
+# kernels on the CPU, the longest tests first
+SLOW := tests/test_emulation.py tests/test_triton.py tests/test_cuda.py tests/test_depthwise_emulated.py
 
 .PHONY: demo test check bench emulation gpu clean FORCE
 .DELETE_ON_ERROR:

@@ -62,7 +62,7 @@ BUGS = [
     ),
     Bug("full-barrier", "conv.cu", "barrier_sync(kFull + group, kPairThreads);", "", "arrived twice"),
     Bug("free-barrier", "conv.cu", "if (last && task >= 2) barrier_sync(kFree + group, kPairThreads);", "", "race"),
-    Bug("last-barrier", "conv.cu", "barrier_sync(kWeights, kGroupThreads);\n  product.store", "product.store", "race"),
+    Bug("last-barrier", "conv.cu", "barrier_sync(kWeights, kGroupThreads);\n  product", "product", "race"),
     Bug("staging-sync", "product.cuh", "__syncwarp();\n\n", "\n", "race"),
     Bug("halo-column", "rings.cuh", "kReach + thread / kWords)", "kReach + 1 + thread / kWords)", "wrong"),
     Bug("halo-edge", "halo.cuh", "input >= 0 && input < size", "input >= 0 && input <= size", "wrong"),

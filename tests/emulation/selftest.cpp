@@ -349,6 +349,23 @@ void test_load_matrices() {
                    100 * m + 10 * kRowOfLane[l] + kWordOfLane[l], got[l][m]);
 }
 
+void test_load_matrices_transposed() {
+  // element (row r, column c) of matrix m is 256 m + 16 r + c
+  uint32_t got[32][4];
+  run(1, 32, 512, [&] {
+    const int base = 256 * (lane() / 8) + 16 * (lane() % 8);
+    for (int word = 0; word < 4; ++word)
+      set_word(4 * lane() + word, static_cast<uint32_t>((base + 2 * word) | (base + 2 * word + 1) << 16));
+    __syncwarp();
+    load_matrices_transposed(got[lane()], shared_memory() + 16 * lane());
+  });
+  for (int l = 0; l < 32; ++l)
+    for (int m = 0; m < 4; ++m) {
+      const int first = 256 * m + 16 * (l % 4 * 2) + l / 4;
+      expect_equal("lane " + std::to_string(l) + ", word " + std::to_string(m), first | (first + 16) << 16, got[l][m]);
+    }
+}
+
 // ---- number formats -------------------------------------------------------------------------------------------------
 
 struct Conversion {
@@ -1161,6 +1178,7 @@ const Test kTests[] = {
     {"product_tf32", test_product<TF32>},
     {"tf32_low_bits", test_tf32_low_bits},
     {"load_matrices", test_load_matrices},
+    {"load_matrices_transposed", test_load_matrices_transposed},
     {"float16", test_float16},
     {"bfloat16", test_bfloat16},
     {"tf32", test_tf32},
