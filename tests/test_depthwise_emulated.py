@@ -19,7 +19,7 @@ from torch import Tensor
 from radconv_ext import problem as problem_module
 from radconv_ext import reference
 from radconv_ext.engines import cuda as engine_module
-from radconv_ext.engines.native import conv_shape, reads_transposed, ring_model
+from radconv_ext.engines.native import conv_shape, dtype_of, reads_transposed, ring_model
 
 if torch.cuda.is_available():
     pytest.skip("a GPU is here: test_gpu.py runs the compiled kernels instead", allow_module_level=True)
@@ -110,7 +110,10 @@ def made_by_kernels(case: Case, dtype: torch.dtype, card: tuple[int, int]) -> Ma
     problem_module._problems.clear()
     case(tensors, "reference")
     (problem,) = problem_module._problems.values()
-    c, small, address = engine_module._module(), engine_module._small, engine_module._address
+    c, address = engine_module._module(), engine_module._address
+
+    def small(t: Tensor | None) -> tuple[int, Any]:
+        return (0, c.DType.float32) if t is None else (t.data_ptr(), dtype_of(c, t.dtype))
 
     def common(adjoint: bool) -> dict[str, Any]:
         return {

@@ -14,7 +14,7 @@
 #include "cuda/conv.h"
 
 #include "cuda/halo.cuh"
-#include "cuda/launches.h"
+#include "cuda/launcher.cuh"
 #include "cuda/primitives.cuh"
 #include "cuda/product.cuh"
 #include "cuda/rings.cuh"
@@ -173,23 +173,18 @@ __global__ void __launch_bounds__(kThreads, 1) conv(const __grid_constant__ Conv
   product.template store<(K > 0)>(p, memory, thread);
 }
 
-using Kernel = void (*)(ConvParams);
-
-Kernel kernel_of(Format format) {
+Kernel<ConvParams> kernel_of(Format format) {
   if (format == Format::kFloat16) return conv<Float16, RADCONV_K, RADCONV_KD>;
   if (format == Format::kBFloat16) return conv<BFloat16, RADCONV_K, RADCONV_KD>;
   if (format == Format::kTF32) return conv<TF32, RADCONV_K, RADCONV_KD>;
   return conv<Float32, RADCONV_K, RADCONV_KD>;
 }
 
-cudaError_t prepare(Format format, int shared) { return prepare_kernel(kernel_of(format), shared); }
-
-cudaError_t launch(Format format, unsigned blocks, int shared, cudaStream_t stream, const ConvParams& params) {
-  return launch_kernel(kernel_of(format), blocks, kThreads, shared, stream, params);
-}
+using Convs = Launcher<ConvParams, kernel_of, kThreads>;
 
 }  // namespace
 
-const SizedKernels<ConvParams> RADCONV_NAME(conv, RADCONV_K, RADCONV_KD) = {RADCONV_K, RADCONV_KD, prepare, launch};
+const SizedKernels<ConvParams> RADCONV_NAME(conv, RADCONV_K, RADCONV_KD) = {RADCONV_K, RADCONV_KD, Convs::prepare,
+                                                                            Convs::launch};
 
 }  // namespace radconv::cuda

@@ -18,7 +18,7 @@
 #include "cuda/depthwise.h"
 
 #include "cuda/halo.cuh"
-#include "cuda/launches.h"
+#include "cuda/launcher.cuh"
 #include "cuda/primitives.cuh"
 #include "cuda/rings.cuh"
 
@@ -676,9 +676,6 @@ __global__ void __launch_bounds__(kGroupThreads, gradient_residents(K, KD, T::kC
   task.finish();
 }
 
-template <class Params>
-using Kernel = void (*)(Params);
-
 Kernel<DepthwiseParams> kernel_of(Format format) {
   if (format == Format::kFloat16) return depthwise<Float16, RADCONV_K, RADCONV_KD>;
   if (format == Format::kBFloat16) return depthwise<BFloat16, RADCONV_K, RADCONV_KD>;
@@ -691,16 +688,8 @@ Kernel<DepthwiseGradientParams> gradient_of(Format format) {
   return depthwise_gradient<Float32, RADCONV_K, RADCONV_KD>;
 }
 
-template <class Params, Kernel<Params> (*OF)(Format)>
-struct Launcher {
-  static cudaError_t prepare(Format format, int shared) { return prepare_kernel(OF(format), shared); }
-  static cudaError_t launch(Format format, unsigned blocks, int shared, cudaStream_t stream, const Params& params) {
-    return launch_kernel(OF(format), blocks, kGroupThreads, shared, stream, params);
-  }
-};
-
-using Forwards = Launcher<DepthwiseParams, kernel_of>;
-using Gradients = Launcher<DepthwiseGradientParams, gradient_of>;
+using Forwards = Launcher<DepthwiseParams, kernel_of, kGroupThreads>;
+using Gradients = Launcher<DepthwiseGradientParams, gradient_of, kGroupThreads>;
 
 }  // namespace
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <iterator>
 
 namespace radconv::cuda {
 namespace {
@@ -230,8 +229,7 @@ DepthwiseGradientPlan make_depthwise_gradient_plan(const ConvShape& shape, const
   const Share share = best_share(p, problem, card, residents, lay, divide);
   plan.shared = static_cast<int>(lay(share.buffers));
   plan.blocks = static_cast<unsigned>(as_int(share.blocks, "the number of blocks"));
-  int64_t tiles = shape.batch;
-  for (int axis = 0; axis < 3; ++axis) tiles *= int64_t{p.tiles[axis]} * p.classes[axis];
+  const int64_t tiles = shape.batch * tiles_of_image(p);
   p.all_tiles = as_int(tiles, "the number of tiles");
   p.splits = share.parts;
   p.split_tiles = static_cast<int>(ceil_div(tiles, p.splits));

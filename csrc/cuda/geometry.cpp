@@ -191,17 +191,21 @@ std::array<int64_t, 3> halo_of(const AxisPlans& axes, const std::array<int, 3>& 
   return halo;
 }
 
+int64_t tiles_of_image(const Geometry& g) {
+  int64_t tiles = 1;
+  for (int axis = 0; axis < 3; ++axis) tiles *= int64_t{g.tiles[axis]} * g.classes[axis];
+  return tiles;
+}
+
 int64_t set_tile(Geometry& g, const AxisPlans& axes, const std::array<int, 3>& tile) {
   const std::array<int64_t, 3> halo = halo_of(axes, tile);
-  int64_t tiles = 1;
   for (int axis = 0; axis < 3; ++axis) {
     g.tile[axis] = tile[axis];
     g.halo[axis] = as_int(halo[axis], "the size of a padded tile");
     g.tiles[axis] = static_cast<int>(ceil_div(ceil_div(g.out_size[axis], g.classes[axis]), tile[axis]));
     as_int(int64_t{g.classes[axis]} * g.tiles[axis] * tile[axis] + g.classes[axis], "the size of all tiles");
-    tiles *= int64_t{g.tiles[axis]} * g.classes[axis];
   }
-  return tiles;
+  return tiles_of_image(g);
 }
 
 void tabulate(Geometry& g, Tables& tables, const ConvShape& shape, const RingModel& model, const AxisPlans& axes,

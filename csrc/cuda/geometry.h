@@ -149,6 +149,7 @@ void describe(Geometry& g, const ConvShape& shape, const AxisPlans& axes, const 
 
 // The halo of a tile of this size, and how many tiles there are along each axis and in all.
 std::array<int64_t, 3> halo_of(const AxisPlans& axes, const std::array<int, 3>& tile);
+int64_t tiles_of_image(const Geometry& g);
 int64_t set_tile(Geometry& g, const AxisPlans& axes, const std::array<int, 3>& tile);
 
 // Tables of the geometry; those of taps, which need the tile, only for kernels of any size.

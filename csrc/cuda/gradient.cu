@@ -17,7 +17,7 @@
 #include "cuda/gradient.h"
 
 #include "cuda/halo.cuh"
-#include "cuda/launches.h"
+#include "cuda/launcher.cuh"
 #include "cuda/primitives.cuh"
 #include "cuda/rings.cuh"
 
@@ -45,6 +45,7 @@ struct Size<0, 0> {
 template <class T, int K, int KD>
 struct Constants : Size<K, KD> {
   using Base = Size<K, KD>;
+  static_assert(Base::kFunctions <= kMostFunctions);
   static constexpr int kAhead = Base::kSlots / 2;                                     // parts that are loaded ahead
   static constexpr int kTablesAhead = Base::kParts / kAhead >= 2 ? 1 : 2;             // tiles whose table is made ahead
   static constexpr int kChannels = kWords * T::kChannels;                             // of a chunk
@@ -629,24 +630,18 @@ __global__ void __launch_bounds__(kGradientThreads, 1) gradient(const __grid_con
   store<T, K, KD>(p, memory, products, threadIdx.x);
 }
 
-using Kernel = void (*)(GradientParams);
-
-Kernel kernel_of(Format format) {
+Kernel<GradientParams> kernel_of(Format format) {
   if (format == Format::kFloat16) return gradient<Float16, RADCONV_K, RADCONV_KD>;
   if (format == Format::kBFloat16) return gradient<BFloat16, RADCONV_K, RADCONV_KD>;
   if (format == Format::kTF32) return gradient<TF32, RADCONV_K, RADCONV_KD>;
   return gradient<Float32, RADCONV_K, RADCONV_KD>;
 }
 
-cudaError_t prepare(Format format, int shared) { return prepare_kernel(kernel_of(format), shared); }
-
-cudaError_t launch(Format format, unsigned blocks, int shared, cudaStream_t stream, const GradientParams& params) {
-  return launch_kernel(kernel_of(format), blocks, kGradientThreads, shared, stream, params);
-}
+using Gradients = Launcher<GradientParams, kernel_of, kGradientThreads>;
 
 }  // namespace
 
-const SizedKernels<GradientParams> RADCONV_NAME(gradient, RADCONV_K, RADCONV_KD) = {RADCONV_K, RADCONV_KD, prepare,
-                                                                                    launch};
+const SizedKernels<GradientParams> RADCONV_NAME(gradient, RADCONV_K, RADCONV_KD) = {
+    RADCONV_K, RADCONV_KD, Gradients::prepare, Gradients::launch};
 
 }  // namespace radconv::cuda

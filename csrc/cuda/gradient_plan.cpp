@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 
 namespace radconv::cuda {
 namespace {
@@ -137,8 +136,7 @@ GradientPlan make_gradient_plan(const ConvShape& given, const RingModel& model, 
   check_offsets(p);
 
   const int chunks = any ? 1 : chunks_together(shells);
-  int64_t tiles = shape.batch;
-  for (int axis = 0; axis < 3; ++axis) tiles *= int64_t{p.tiles[axis]} * p.classes[axis];
+  const int64_t tiles = shape.batch * tiles_of_image(p);
   p.all_tiles = as_int(tiles, "the number of tiles");
   p.plane = p.halo[1] * p.halo[2] * (any ? p.halo[0] : 1);
   p.out_blocks = static_cast<int>(ceil_div(p.outputs, p.block_outputs));

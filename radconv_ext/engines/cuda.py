@@ -103,6 +103,7 @@ class _Plan:
     def __init__(self, problem: RadialConvProblem, native_plan: Any) -> None:
         self.problem = problem
         self.native = native_plan
+        self.types = {dtype: dtype_of(_module(), dtype) for dtype in _DTYPES}
         self.words = -(-native_plan.workspace // 4)
         self.tables: Tensor | None = None
 
@@ -118,6 +119,10 @@ class _Plan:
             self.native.run(stream, *arguments, workspace.data_ptr(), self.tables.data_ptr())
         except RuntimeError as error:
             raise RuntimeError(f"engine 'cuda': {error} ({self.problem})") from error
+
+    def small(self, t: Tensor | None) -> tuple[int, Any]:
+        """Address and type."""
+        return (0, self.types[torch.float32]) if t is None else (t.data_ptr(), self.types[t.dtype])
 
     def _load(self) -> None:
         """Kernels and tables onto the device."""
@@ -137,12 +142,6 @@ def _module() -> Any:
     c, _ = _kernels()
     assert c is not None
     return c
-
-
-def _small(t: Tensor | None) -> tuple[int, Any]:
-    """Address and type."""
-    c = _module()
-    return (0, c.DType.float32) if t is None else (t.data_ptr(), dtype_of(c, t.dtype))
 
 
 def _address(t: Tensor | None) -> int:
@@ -249,7 +248,7 @@ class CudaEngine:
         y: Tensor,
     ) -> None:
         x, plan = _laid_out(problem, x, lambda strides: self._plan(problem, adjoint, strides))
-        plan.run(x.data_ptr(), *_small(w), *_small(p), *_small(bias), y.data_ptr())
+        plan.run(x.data_ptr(), *plan.small(w), *plan.small(p), *plan.small(bias), y.data_ptr())
 
     def _weight_gradient(
         self,
@@ -266,7 +265,7 @@ class CudaEngine:
         grad, plan = _laid_out(problem, grad, lambda strides: self._gradient_plan(problem, strides))
         one, other = (grad, x) if problem.options.transposed else (x, grad)
         plan.run(
-            one.data_ptr(), other.data_ptr(), *_small(w), *_small(p), _address(grad_w), _address(grad_p),
+            one.data_ptr(), other.data_ptr(), *plan.small(w), *plan.small(p), _address(grad_w), _address(grad_p),
             _address(grad_bias),
         )  # fmt: skip
 
