@@ -6,6 +6,7 @@
 torch.Size([2, 8, 32, 32])
 """
 
+from . import equivariance, export, nn
 from . import ops as _ops  # noqa: F401  (registers the operators first)
 from .build_info import build_info
 from .engines import current_engine, use_engine
@@ -20,6 +21,9 @@ __all__ = [  # noqa: PLE0604
     "build_info",
     "current_engine",
     "default_sigma",
+    "equivariance",
+    "export",
+    "nn",
     "shell_count",
     "use_engine",
 ]

@@ -7,7 +7,7 @@ Every convolution is a cross-correlation with exactly the semantics of `torch.nn
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import cleandoc
+from contextvars import ContextVar
 from operator import index
 from typing import Any, TypeVar
 
@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
-from .checks import expect_one_of
+from .checks import IntOrInts, expect_one_of
+from .docstrings import fill
 from .engines import resolve_engine
 from .ops import conv as _conv_op
-from .ops import differentiating
+from .ops import conv_transformed, differentiating
 from .problem import (
-    IntOrInts,
+    build_problem,
     check_explicit_padding,
     check_kernel,
     check_tensors,
@@ -39,6 +40,19 @@ _SIGMA_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.has_
 def _spec(engine: str | None, *options: Any) -> tuple[str, tuple[int, ...] | None]:
     """The spec, a constant to torch.compile: a compiled function keeps the engine in force when it was traced."""
     return make_spec(resolve_engine(engine), *options)
+
+
+_decomposing: ContextVar[bool] = ContextVar("radconv_ext_decomposing", default=False)
+
+
+@torch.compiler.assume_constant_result
+def _decomposes() -> bool:
+    """Whether what is traced is to have torch's operators in place of ours: see `export.decomposed`."""
+    return _decomposing.get()
+
+
+def _decomposed(x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, spec: str) -> Tensor:
+    return reference.forward(build_problem(spec, x, w, p, bias), x, w, p, bias)
 
 
 def _radial_conv(
@@ -59,7 +73,7 @@ def _radial_conv(
     transposed: bool = False,
     output_padding: IntOrInts = 0,
 ) -> Tensor:
-    """The core function: check, build the spec, pad by reflection or replication where asked, call the operator."""
+    """The core function: check, build the spec, call."""
     check_tensors(ndim, "profile" if family == "custom" else "sigma", x, w, p, bias)
     # index(): torch.compile must specialise on the ring count, which decides the geometry
     rings = index(w.shape[2])
@@ -68,12 +82,30 @@ def _radial_conv(
         engine, ndim, family, rings, shells, kernel_size, stride, padding, dilation, groups, padding_mode, circular,
         transposed, output_padding,
     )  # fmt: skip
+    return _call(ndim, x, w, p, bias, spec, pad, padding_mode)
+
+
+def _call(
+    ndim: int,
+    x: Tensor,
+    w: Tensor,
+    p: Tensor | None,
+    bias: Tensor | None,
+    spec: str,
+    pad: tuple[int, ...] | None,  # before the operator, as F.pad takes it
+    padding_mode: str,
+) -> Tensor:
+    """The operator, on an input of a checked rank."""
     if unbatched := x.dim() == ndim + 1:
         x = x.unsqueeze(0)
     if pad is not None:
         check_explicit_padding(x, pad, padding_mode)
         x = F.pad(x, pad, mode=padding_mode)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or differentiating():
+    if torch.compiler.is_compiling():
+        y = _decomposed(x, w, p, bias, spec) if _decomposes() else _conv_op(x, w, p, bias, spec)
+    elif torch._C._are_functorch_transforms_active():
+        y = conv_transformed(x, w, p, bias, spec)
+    elif torch.is_grad_enabled() or differentiating():
         y = _conv_op(x, w, p, bias, spec)
     else:
         # nothing is recorded: enter the dispatcher below autograd, which would only pass the call on
@@ -98,8 +130,6 @@ def _radial_kernel(
     check_kernel(options, w, p)
     return reference.dense_kernel(options, w, p).to(w.dtype)
 
-
-_AXES = ("L", "H, W", "D, H, W")
 
 # Parts of the docstrings that all functions share; `_publish` fills them in.
 _PARTS = {
@@ -147,17 +177,8 @@ Raises:
 
 def _publish(function: _Function, name: str, ndim: int) -> _Function:
     """Give a closure its public name and fill in its docstring."""
-    axes = _AXES[ndim - 1]
-    words = {
-        "axes": axes,
-        "outs": ", ".join(f"{axis}'" for axis in axes.split(", ")),
-        "ks": ", k" * ndim,
-        "cube": ("interval", "square", "cube")[ndim - 1],
-        "n": f"{ndim}D",
-    }
-    parts = {key: text.format(**words) for key, text in _PARTS.items()}
     function.__name__ = function.__qualname__ = name.format(ndim)
-    function.__doc__ = cleandoc(function.__doc__ or "").format(**words, **parts)
+    function.__doc__ = fill(function.__doc__, ndim, _PARTS)
     return function
 
 

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from .problem import RadialConvProblem, build_problem, problem_of
 
-__all__ = ["conv", "conv_backward", "differentiating"]
+__all__ = ["conv", "conv_backward", "conv_transformed", "differentiating"]
 
 _library = torch.library.Library("radconv_ext", "DEF")
 # Compiled code must hand the kernels the very strides that were traced: the output's layout follows the input's.
@@ -90,8 +90,7 @@ torch.library.register_fake("radconv_ext::conv_backward", _conv_backward_fake, l
 def differentiating() -> bool:
     """Whether something other than reverse-mode recording may be under way: forward mode or a torch.func transform.
 
-    Tensors don't show it.  Both go through the Function, which has no forward-mode rule and says so; passing below
-    autograd would drop the derivative without a word.
+    Tensors don't show it, and passing below autograd would drop the derivative without a word.
     """
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
@@ -106,7 +105,7 @@ def _recording(*tensors: Tensor | None) -> bool:
 
 def _conv_autograd(x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, spec: str) -> Tensor:
     if _recording(x, w, p, bias):
-        return RadialConv.apply(x, w, p, bias, spec)
+        return RadialConv.record(x, w, p, bias, spec)
     with torch._C._AutoDispatchBelowAutograd():
         return conv(x, w, p, bias, spec)
 
@@ -115,7 +114,7 @@ def _conv_backward_autograd(
     grad: Tensor, x: Tensor, w: Tensor, p: Tensor | None, spec: str, wanted: list[bool]
 ) -> list[Tensor]:
     if _recording(grad, x, w, p):
-        return list(RadialConvBackward.apply(grad, x, w, p, spec, wanted))
+        return list(RadialConvBackward.record(grad, x, w, p, spec, wanted))
     with torch._C._AutoDispatchBelowAutograd():
         return conv_backward(grad, x, w, p, spec, wanted)
 
@@ -132,13 +131,20 @@ def _beside(x: Tensor, t: Tensor) -> Tensor:
     return t if t.dtype in (x.dtype, torch.float32, torch.float64) else t.float()
 
 
+def _autocast(
+    device_type: str, x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16) or x.device.type != device_type:
+        return x, w, p, bias
+    x = x.to(torch.get_autocast_dtype(device_type))
+    return x, _beside(x, w), None if p is None else _beside(x, p), None if bias is None else _beside(x, bias)
+
+
 def _register_autocast(device_type: str, key: str) -> None:
     excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def conv_autocast(x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, spec: str) -> Tensor:
-        if x.dtype in (torch.float32, torch.float16, torch.bfloat16) and x.device.type == device_type:
-            x = x.to(torch.get_autocast_dtype(device_type))
-            w, p, bias = _beside(x, w), None if p is None else _beside(x, p), None if bias is None else _beside(x, bias)
+        x, w, p, bias = _autocast(device_type, x, w, p, bias)
         with torch._C._ExcludeDispatchKeyGuard(excluded):
             return conv(x, w, p, bias, spec)
 
@@ -147,6 +153,16 @@ def _register_autocast(device_type: str, key: str) -> None:
 
 for _device_type, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
     _register_autocast(_device_type, _key)
+
+
+def conv_transformed(x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, spec: str) -> Tensor:
+    """The operator under torch.func's transforms, which reach a Function's rules, but not an operator's in Python."""
+    device_type = x.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        x, w, p, bias = _autocast(device_type, x, w, p, bias)
+        with torch.autocast(device_type, enabled=False):
+            return RadialConv.apply(x, w, p, bias, spec)
+    return RadialConv.apply(x, w, p, bias, spec)
 
 
 # --- FLOPs ------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,11 @@ def product_precision(x: Tensor) -> str:
         return "ieee"
     if not (x.is_cuda or (x.is_cpu and (emulates_cuda() or interprets_triton()))):
         return "ieee"
+    return _setting()
+
+
+@torch.compiler.assume_constant_result  # torch.compile doesn't follow torch's settings
+def _setting() -> str:
     backends: Any = torch.backends
     conv = getattr(backends.cudnn, "conv", None)
     if conv is None:  # torch before 2.9

@@ -17,7 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import HALF, expect_dense, expect_flag, expect_floating, expect_integer, expect_one_of, expect_tensor
+from .checks import (
+    HALF,
+    IntOrInts,
+    expect_dense,
+    expect_flag,
+    expect_floating,
+    expect_integer,
+    expect_one_of,
+    expect_tensor,
+    per_axis,
+)
 from .geometry import Geometry, shell_count
 from .precision import product_precision
 from .profiles import FAMILIES, Family
@@ -26,8 +36,6 @@ __all__ = ["PADDING_MODES", "Core", "Options", "RadialConvProblem", "make_spec",
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 _PADDING_STRINGS = ("same", "valid", "full")
-
-IntOrInts = int | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -112,14 +120,6 @@ def parse_spec(spec: str) -> Options:
 # --- static options -----------------------------------------------------------------------------------------------
 
 
-def _per_axis(name: str, value: IntOrInts, ndim: int, minimum: int) -> tuple[int, ...]:
-    if isinstance(value, (list, tuple)):
-        if len(value) not in (1, ndim):
-            raise ValueError(f"{name}: expected an int or {ndim} of them, one per spatial axis, got {tuple(value)}")
-        return tuple(expect_integer(name, v, minimum) for v in value) * (ndim if len(value) == 1 else 1)
-    return (expect_integer(name, value, minimum),) * ndim
-
-
 def _kernel_size(ndim: int, family: Family, value: Any, rings: int, shells: int | None, circular: bool) -> int:
     """Kernel size as given, or the one that the ring count (for a custom profile: its shell count) implies."""
     if value is None:
@@ -131,7 +131,7 @@ def _kernel_size(ndim: int, family: Family, value: Any, rings: int, shells: int 
                 f"kernel_size: no odd {ndim}D size of family {family.name!r} belongs to the {what}; pass kernel_size"
             )
         return size
-    sizes = _per_axis("kernel_size", value, ndim, 1)
+    sizes = per_axis("kernel_size", value, ndim, 1)
     if len(set(sizes)) > 1:
         raise ValueError(f"kernel_size: expected one size for all axes, as a radial kernel has, got {sizes}")
     if family.odd_only and sizes[0] % 2 == 0:
@@ -155,7 +155,7 @@ def _padding(
             return low, tuple(r - a for r, a in zip(reach, low, strict=True))
         low = tuple(reach) if value == "full" else (0,) * ndim
         return low, low
-    low = _per_axis("padding", value, ndim, 0)
+    low = per_axis("padding", value, ndim, 0)
     return low, low
 
 
@@ -186,11 +186,11 @@ def _make_spec(
         )
     if family.one_hot and not circular and rings < 2 <= size:
         raise ValueError(f"w: expected at least 2 rings, bands without circular support need them, got {rings}")
-    strides = _per_axis("stride", stride, ndim, 1)
-    dilations = _per_axis("dilation", dilation, ndim, 1)
+    strides = per_axis("stride", stride, ndim, 1)
+    dilations = per_axis("dilation", dilation, ndim, 1)
     reach = [d * (size - 1) for d in dilations]
     low, high = _padding(padding, ndim, strides, reach, transposed)
-    outs = _per_axis("output_padding", output_padding, ndim, 0)
+    outs = per_axis("output_padding", output_padding, ndim, 0)
     if transposed:
         for o, s, d in zip(outs, strides, dilations, strict=True):
             if o >= max(s, d):

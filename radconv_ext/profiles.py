@@ -66,6 +66,10 @@ class Family:
         size = 2 * rings - (1 if circular or not self.one_hot else 3)
         return size if size >= 1 else None
 
+    def rings_for(self, ndim: int, kernel_size: int, circular: bool) -> int:
+        """Ring count of a kernel of this size when nothing else is asked for."""
+        return kernel_size // 2 + (1 if circular or not self.one_hot else 2)
+
     def geometry(self, ndim: int, kernel_size: int, rings: int, circular: bool) -> Geometry:
         """Buckets on which this family's kernel is constant."""
         if self.one_hot:
@@ -140,6 +144,9 @@ class _Shell(_Identity):
         while (count := shell_count(ndim, size, circular)) < rings:
             size += 2
         return size if count == rings else None
+
+    def rings_for(self, ndim: int, kernel_size: int, circular: bool) -> int:
+        return shell_count(ndim, kernel_size, circular)
 
 
 class _Custom(_Shell):

@@ -17,6 +17,8 @@ import torch
 from support import BANDED, ENGINES, FAMILIES, Operands, call, dense_kernel, gradients, operands, relative_error
 from torch import Tensor
 
+from radconv_ext.equivariance import Symmetry, symmetries
+
 DTYPE = {"reference": torch.float64, "cpu": torch.float32}
 
 # In units of the largest value.
@@ -24,34 +26,6 @@ EXACT = {
     "reference": 1e-13,  # worst seen 1.4e-14, gradient by the profile; outputs 1.4e-15
     "cpu": 5e-6,  # worst seen 1.8e-6, gradient by sigma; outputs 2.7e-7
 }
-
-
-@dataclass(frozen=True)
-class Symmetry:
-    """Axes are permuted, then flipped: a signed permutation."""
-
-    order: tuple[int, ...]
-    flipped: tuple[bool, ...]
-
-    def __call__(self, t: Tensor) -> Tensor:
-        ndim = len(self.order)
-        lead = t.dim() - ndim
-        t = t.permute(*range(lead), *(lead + axis for axis in self.order))
-        return t.flip([lead + axis for axis in range(ndim) if self.flipped[axis]])
-
-    @property
-    def is_rotation(self) -> bool:
-        inversions = sum(a > b for a, b in itertools.combinations(self.order, 2))
-        return (inversions + sum(self.flipped)) % 2 == 0
-
-
-def symmetries(ndim: int) -> list[Symmetry]:
-    """2 of the interval, 8 of the square, 48 of the cube; the identity first."""
-    return [
-        Symmetry(order, flipped)
-        for order in itertools.permutations(range(ndim))
-        for flipped in itertools.product((False, True), repeat=ndim)
-    ]
 
 
 def test_symmetries() -> None:

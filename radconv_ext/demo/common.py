@@ -1,4 +1,4 @@
-"""What the parts share: console and output folder, the images, rotation, and a radial layer."""
+"""What the parts share: console and output folder, the images, and a radial layer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from scipy import ndimage
 from torch import Tensor, nn
 
 from .. import default_sigma, gmr_conv2d, gmr_kernel2d
 
-__all__ = ["PLAIN", "RADIAL", "Demo", "RadialConv2d", "Steps", "disk", "mri_slice", "rotate"]
+__all__ = ["PLAIN", "RADIAL", "Demo", "RadialConv2d", "Steps", "mri_slice"]
 
 RADIAL, PLAIN = "#0b6e99", "#d1641c"  # colours of the two kinds of layer in every figure
 
@@ -72,18 +71,6 @@ def mri_slice() -> Tensor:
     with gzip.open(get_sample_data("s1045.ima.gz", asfileobj=False)) as file:
         raw = np.frombuffer(file.read(), dtype=">u2").reshape(256, 256)  # big-endian: 0..215
     return torch.from_numpy(raw.astype(np.float32) / raw.max())
-
-
-def rotate(x: Tensor, degrees: float) -> Tensor:  # (..., N, N) -> (..., N, N)
-    """Rotate about the centre of the image: cubic splines in float64 (`scipy.ndimage.rotate`), zeros from outside."""
-    turned = ndimage.rotate(x.double().numpy(), degrees, axes=(-1, -2), reshape=False, order=3)
-    return torch.from_numpy(turned).to(x.dtype)
-
-
-def disk(size: int, radius: float) -> Tensor:
-    """1 within `radius` of the image centre, else 0: (size, size)."""
-    offset = torch.arange(size) - (size - 1) / 2
-    return (offset[:, None] ** 2 + offset**2 <= radius**2).float()
 
 
 class RadialConv2d(nn.Module):

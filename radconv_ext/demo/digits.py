@@ -14,7 +14,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from .common import PLAIN, RADIAL, Demo, RadialConv2d, Steps, disk, rotate
+from ..equivariance import ball, rotate
+from .common import PLAIN, RADIAL, Demo, RadialConv2d, Steps
 
 __all__ = ["run"]
 
@@ -68,7 +69,7 @@ def load_images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _within_circle(images: Tensor) -> Tensor:
     """The images with the corners, which a rotation would lose, set to 0."""
-    return images * disk(images.shape[-1], images.shape[-1] / 2)
+    return images * ball(images.shape[-2:], images.shape[-1] / 2)
 
 
 def train(network: nn.Module, images: Tensor, labels: Tensor, epochs: int, steps: Steps) -> None:
@@ -110,9 +111,9 @@ def run(demo: Demo) -> None:
     demo.console.print(_table(angles, found, networks))
     demo.console.print(
         f"Both: 3 layers, k = {KERNEL_SIZE}, {width} channels, {epochs} epochs on {len(train_labels)} upright digits "
-        f"without augmentation, tested on {len(test_labels)} others. Rotation: scipy.ndimage.rotate, cubic splines, "
-        "circular mask. No rotation-invariant network can tell a 6 from a 9 by its turn. A demonstration, not a "
-        "benchmark: width, k and epochs were picked for the radial network on these test digits."
+        f"without augmentation, tested on {len(test_labels)} others. Rotation: scipy.ndimage.rotate, splines of "
+        "order 5, circular mask. No rotation-invariant network can tell a 6 from a 9 by its turn. A demonstration, not "
+        "a benchmark: width, k and epochs were picked for the radial network on these test digits."
     )
     figure = Figure(figsize=(14, 7), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.15, 1))[0]

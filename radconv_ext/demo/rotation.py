@@ -10,7 +10,8 @@ from rich.table import Table
 from scipy import ndimage
 from torch import Tensor, nn
 
-from .common import PLAIN, RADIAL, Demo, RadialConv2d, disk, mri_slice, rotate
+from ..equivariance import ball, rotate
+from .common import PLAIN, RADIAL, Demo, RadialConv2d, mri_slice
 
 __all__ = ["run"]
 
@@ -46,7 +47,7 @@ def run(demo: Demo) -> None:
         image = F.avg_pool2d(image[None], 2)[0]
     x = scale_space(image)
     # the disk that no rotation leaves, less the kernel's reach
-    inside = disk(len(image), len(image) / 2 - KERNEL_SIZE)
+    inside = ball(image.shape, len(image) / 2 - KERNEL_SIZE)
     angles = list(range(0, 361, 30 if demo.quick else 10))
     errors: dict[str, list[float]] = {name: [] for name in layers}
     outputs = {name: layer(x) for name, layer in layers.items()}
@@ -67,12 +68,12 @@ def run(demo: Demo) -> None:
     demo.console.print(
         "Error: ||conv(rotate(x)) - rotate(conv(x))|| / ||rotate(conv(x))|| within the central disk. Input: the MRI "
         f"slice, {len(image)} x {len(image)}, under {CHANNELS} blurs as channels. Rotation: scipy.ndimage.rotate, "
-        "cubic splines. Bold: the pixel grid maps onto itself, and the radial layer is exact to float32 rounding."
+        "splines of order 5. Bold: the pixel grid maps onto itself, and the radial layer is exact to float32 rounding."
     )
     figure = Figure(figsize=(16, 5.6), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.3))[0]
     _draw_errors(left, angles, errors)
-    _draw_maps(right, layers, rotate(x, SHOWN_ANGLE), outputs, inside == 0)
+    _draw_maps(right, layers, rotate(x, SHOWN_ANGLE), outputs, ~inside)
     demo.save(figure, "rotation_error.png")
 
 
