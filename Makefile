@@ -1,4 +1,5 @@
 # make demo | test | check | bench    on any machine with Python >= 3.10 and a C++ compiler; everything goes to .venv
+# make docs                           the documentation, in build/docs; needs Python >= 3.11
 # make emulation                      the CUDA kernels for the CPU, for RADCONV_EMULATE_CUDA=1
 # make gpu OUT=folder                 on a machine with an NVIDIA GPU, with its own Python and torch, without network
 # make clean                          removes what was built, and .venv
@@ -17,7 +18,7 @@ CXX_FILES     = $(shell find csrc tests/emulation -name '*.h' -o -name '*.cuh' -
 # kernels on the CPU, the longest tests first
 SLOW := tests/test_emulation.py tests/test_triton.py tests/test_cuda.py tests/test_depthwise_emulated.py
 
-.PHONY: demo test check bench emulation gpu clean FORCE
+.PHONY: demo test check bench docs docs-python emulation gpu clean FORCE
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips in one environment disturb each other
 
@@ -42,11 +43,20 @@ bench: $(STAMPS)/test $(STAMPS)/released $(STAMPS)/install
 	mkdir -p $(dir $(BENCH_JSON))
 	$(BIN)/pytest benchmarks --benchmark-json=$(BENCH_JSON)
 
+# -E: all pages anew, or a warning would be seen in the first run alone
+docs: docs-python $(STAMPS)/docs $(STAMPS)/install
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/docs
+	@echo "Open build/docs/index.html"
+
+docs-python: $(STAMPS)/venv
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make docs needs Python 3.11 or newer, $(VENV) has `$(BIN)/python --version 2>&1`" >&2; exit 1; }
+
 gpu:
 	@PYTHON="$(PYTHON)" benchmarks/gpu.sh "$(OUT)"
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info radconv_ext/_build.json radconv_ext/*.so
+	rm -rf $(VENV) build dist *.egg-info radconv_ext/_build.json radconv_ext/*.so docs/_generated docs/__pycache__
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find radconv_ext triton_kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -59,16 +69,16 @@ $(STAMPS)/venv:
 	mkdir -p $(STAMPS)
 	touch $@
 
-# demo.txt, test.txt and lint.txt contain run.txt, which is installed first and alone: torch is by far the largest.
+# All but released.txt contain run.txt, which is installed first and alone: torch is by far the largest.
 $(STAMPS)/run: requirements/run.txt $(STAMPS)/venv
 	$(BIN)/python -m pip install -r $<
 	touch $@
 
-$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/lint: $(STAMPS)/%: requirements/%.txt $(STAMPS)/run
+$(STAMPS)/demo $(STAMPS)/test $(STAMPS)/lint $(STAMPS)/docs: $(STAMPS)/%: requirements/%.txt $(STAMPS)/run
 	$(BIN)/python -m pip install -r $<
 	touch $@
 
-$(STAMPS)/test: requirements/demo.txt
+$(STAMPS)/test $(STAMPS)/docs: requirements/demo.txt
 
 $(STAMPS)/released: requirements/released.txt $(STAMPS)/venv
 	$(BIN)/python -m pip install --no-deps -r $<

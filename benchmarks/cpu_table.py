@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import radconv_ext
 from radconv_ext.build_info import native
@@ -68,6 +69,26 @@ def measure(problem: Problem, rounds: int, calls: int = 1) -> dict[str, Any]:
             ours, dense = interleaved_medians(functions, rounds, calls)
         row[mode] = {"radconv_cpu": ours, "torch_conv": dense}
     return row
+
+
+def module_overhead() -> dict[str, dict[str, float]]:
+    """Median seconds of a call on (1, 1, 8, 8): `GMRConv2d`, and the functional call with its parameters and sigma.
+
+    Forward alone, with and without recording for a backward.
+    """
+    found = {}
+    for recorded in (False, True):
+        layer, x = radconv_ext.nn.GMRConv2d(1, 1, 5, padding=2), torch.randn(1, 1, 8, 8)
+        w, sigma, bias = layer.weight, layer.log_sigma.detach().exp().requires_grad_(), layer.bias
+
+        def functional(x=x, w=w, sigma=sigma, bias=bias) -> Tensor:
+            return radconv_ext.gmr_conv2d(x, w, sigma, bias, padding=2)
+
+        assert torch.allclose(layer(x), functional(), atol=1e-6)
+        with torch.set_grad_enabled(recorded):
+            module, call = interleaved_medians([lambda layer=layer, x=x: layer(x), functional], ROUNDS, 1000)
+        found["recording" if recorded else "no_grad"] = {"module": module, "functional": call}
+    return found
 
 
 def peak_bytes(problem: str, peer: str) -> int:
@@ -126,6 +147,10 @@ def markdown(result: dict[str, Any]) -> str:
             lines.append(
                 f"| k={row['kernel_size']} {mode} | {ours * 1e6:.1f} | {dense * 1e6:.1f} | {ours / dense:.2f} |"
             )
+    lines += ["", "| call on (1, 1, 8, 8) | GMRConv2d, us | gmr_conv2d, us | module adds, us |", "|---|---|---|---|"]
+    for mode, row in result["module_overhead"].items():
+        module, call = row["module"] * 1e6, row["functional"] * 1e6
+        lines.append(f"| {mode} | {module:.1f} | {call:.1f} | {module - call:.1f} |")
     peak = result["peak_bytes"]
     lines += ["", f"Peak extra memory of a training step, {peak['problem']}: "]
     lines[-1] += ", ".join(f"{peer} {peak[peer] / 2**20:.1f} MiB" for peer in ("radconv_cpu", "torch_conv"))
@@ -138,6 +163,7 @@ def main() -> None:
     result: dict[str, Any] = {"command": "python -m benchmarks.cpu_table", "machine": machine()}
     result["speed"] = [measure(problem, ROUNDS) for problem in PROBLEMS]
     result["overhead"] = [measure(problem, ROUNDS, calls=1000) for problem in OVERHEAD]
+    result["module_overhead"] = module_overhead()
     peak = "table-s2-k9"
     result["peak_bytes"] = {"problem": peak, **{p: peak_bytes(peak, p) for p in ("radconv_cpu", "torch_conv")}}
     out.write_text(json.dumps(result, indent=1) + "\n")

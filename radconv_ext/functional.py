@@ -156,8 +156,8 @@ _PARTS = {
     "circular": "circular: True for taps with `|d| < k/2` only, False for the whole {cube}. Default: True.",
     "family": """family: "gaussian" (the paper's rings) or "banded" (what package GMR-Conv 1.0.3 computes; odd
         sizes only). Default: "gaussian".""",
-    "engine": """engine: "cpu", "triton", "reference" or "auto" (by problem); one that can't serve the call is an error.
-        Default: that of `radconv_ext.use_engine`, else "auto".""",
+    "engine": """engine: "cpu", "cuda", "triton", "reference" or "auto" (by problem); one that can't serve the call is
+        an error. Default: that of `radconv_ext.use_engine`, else "auto".""",
     "returns": """Returns:
     `(B, O, {outs})`, or without batch as x; x's dtype; channels_last where x is.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from radconv_ext.equivariance import (
     Report,
+    SmoothImage,
     Symmetry,
     ball,
     check,
@@ -25,7 +26,7 @@ from radconv_ext.equivariance import (
     rotate,
     symmetries,
 )
-from radconv_ext.equivariance.grid import SmoothImage, relative_error
+from radconv_ext.equivariance.grid import relative_error
 from radconv_ext.nn import GMRConv1d, GMRConv2d, GMRConv3d, GMRConvTranspose2d, RadialConv2d, SREConv2d
 
 
@@ -56,23 +57,23 @@ def test_quarter_turns_of_unequal_sizes() -> None:
     tall = rotate(x.mT.contiguous(), 90)
     assert torch.equal(tall[:, 2:6], torch.rot90(x.mT[:, 2:6], 1, (-2, -1)))
     smooth = SmoothImage((1, 1, 32, 33), 0)
-    assert relative_error(rotate(smooth(), 90), smooth(90)) < 2e-3  # seen FILL1
+    assert relative_error(rotate(smooth(), 90), smooth(90)) < 3e-4  # seen 8.4e-5
 
 
-@pytest.mark.parametrize("size, worst", [((32, 32), 4e-4), ((33, 33), 4e-4), ((64, 64), 3e-5), ((40, 64), 2e-4)])
+@pytest.mark.parametrize("size, worst", [((32, 32), 3e-4), ((33, 33), 3e-4), ((64, 64), 3e-5), ((40, 64), 1.2e-4)])
 def test_rotation_error(size: tuple[int, ...], worst: float) -> None:
     """Against images whose rotation is known exactly, over the whole image."""
     for seed in range(3):
         smooth = SmoothImage((1, 2, *size), seed)
         for angle in (7, 30, 45, 100.5, -200):
-            assert relative_error(rotate(smooth(), angle), smooth(angle)) < worst  # seen FILL2
+            assert relative_error(rotate(smooth(), angle), smooth(angle)) < worst  # seen 1.0e-4, 9.0e-5, 7.9e-6, 3.9e-5
 
 
 def test_rotation_in_any_plane() -> None:
     smooth = SmoothImage((1, 1, 24, 25, 26), 1)
     for axes in ((-1, -2), (-3, -1), (2, 3), (3, 2)):
         found = rotate(smooth(), 40, axes)
-        assert relative_error(found, smooth(40, axes)) < 2e-3  # seen FILL3
+        assert relative_error(found, smooth(40, axes)) < 6e-4  # seen 2.2e-4
         assert relative_error(found, smooth()) > 0.1
 
 
@@ -285,7 +286,7 @@ def test_broken_layer_is_explained(make: Callable[[], nn.Module], size: tuple[in
     (layer,) = report.offending
     assert words in layer.reason
     assert layer.own is not None
-    assert layer.own > 0.02  # seen FILL4
+    assert layer.own > 0.03  # least seen 0.11
     assert layer.own == layer.cumulative == max(report.grid.values())
     assert f"{layer.name} ({layer.kind}): own error" in str(report)
     assert "does not commute" in str(report)
@@ -298,7 +299,7 @@ def test_right_layer_is_left_alone(make: Callable[[], nn.Module], size: tuple[in
     assert report.equivariant
     assert report.offending == ()
     assert [layer.reason for layer in report.layers] == [""]
-    assert max(report.grid.values()) < 1e-6  # seen FILL5
+    assert max(report.grid.values()) < 1e-6  # worst seen 2.4e-7
     assert " commutes with" in str(report)
 
 
@@ -438,6 +439,15 @@ def test_module_called_twice() -> None:
     assert [layer.name for layer in report.offending] == ["0", "0 (call 2)"]
 
 
+def test_parametrized_convolutions_are_layers() -> None:
+    parametrizations = nn.utils.parametrizations
+    plain = parametrizations.weight_norm(nn.Conv2d(1, 2, 3))
+    radial = parametrizations.spectral_norm(GMRConv2d(2, 2, 3))  # in training mode each call changes its buffers
+    report = check(nn.Sequential(plain, radial), (1, 1, 12, 12), angles=())
+    assert [layer.name for layer in report.layers] == ["0", "1"]
+    assert [layer.name for layer in report.offending] == ["0"]
+
+
 def test_channels_last_layers() -> None:
     """A ConvNeXt block: linear layers and norms on (B, H, W, C) mix no positions."""
 
@@ -474,7 +484,7 @@ def test_layer_that_moves_the_channels() -> None:
             return self.linear(self.move(x)).permute(0, 3, 1, 2)
 
     report = check(Moved(), (1, 2, 9, 9), angles=())
-    assert [layer.own for layer in report.layers] == [0, 0]
+    assert all(layer.own is not None and layer.own < 1e-6 for layer in report.layers)
     assert report.equivariant
 
 
@@ -649,17 +659,17 @@ def test_angle_sweep() -> None:
     plain = check(nn.Conv2d(2, 4, 9, padding="same"), size)
     assert list(radial.angles) == list(range(15, 360, 15))
     for angle in (90, 180, 270):
-        assert radial.angles[angle] < 1e-6  # seen FILL6
-        assert plain.angles[angle] > 0.3  # least seen FILL7
-    assert max(radial.angles.values()) < 0.1  # seen FILL8
-    assert radial.angles[45] < plain.angles[45] / 10  # seen FILL9
+        assert radial.angles[angle] < 1e-6  # seen 7e-8
+        assert plain.angles[angle] > 0.3  # least seen 1.16
+    assert max(radial.angles.values()) < 0.06  # seen 0.021
+    assert radial.angles[45] < plain.angles[45] / 10  # seen 0.021 and 0.82
     assert "15:" in str(radial)
 
 
 def test_angle_floor() -> None:
     """What the measure itself adds: the identity's error."""
     for size in ((1, 1, 64, 64), (1, 1, 40, 56)):
-        assert max(check(nn.Identity(), size).angles.values()) < 1e-4  # seen FILLA
+        assert max(check(nn.Identity(), size).angles.values()) < 2e-5  # seen 6.7e-6
 
 
 def test_angles_in_other_planes() -> None:
@@ -672,13 +682,14 @@ def test_angles_in_other_planes() -> None:
     size = (1, 1, 20, 20, 20)
     within, across = (check(conv, size, angles=(45,), planes=[plane]).angles[45] for plane in ((-1, -2), (-3, -1)))
     both = check(conv, size, angles=(45,), planes=[(-1, -2), (2, 4)]).angles[45]
-    assert within < 0.05 < across == both  # seen FILLB
+    assert within < 0.003  # seen 8.0e-4
+    assert across == both > 0.04  # seen 0.16
 
 
 def test_angles_of_an_invariant() -> None:
     report = check(Network().eval(), (1, 1, 33, 33), angles=(30, 90))
     assert report.angles[90] < 1e-6
-    assert report.angles[30] < 0.1  # seen FILLC
+    assert report.angles[30] < 0.005  # seen 1.6e-3
 
 
 def test_input_of_the_caller() -> None:

@@ -161,6 +161,7 @@ WRONG = [
     ({"out_channels": 6.0}, "out_channels: expected an int, got 6.0"),
     ({"groups": 3}, "in_channels: expected a multiple of groups = 3, got 4"),
     ({"groups": 4}, "out_channels: expected a multiple of groups = 4, got 6"),
+    ({"kernel_size": None}, "kernel_size: expected an int, got None"),
     ({"kernel_size": (3, 5)}, "kernel_size: expected one size for all axes"),
     ({"kernel_size": 4, "family": "banded"}, "kernel_size: expected an odd size"),
     ({"stride": 0}, "stride: expected at least 1, got 0"),
@@ -189,7 +190,7 @@ def test_wrong_arguments_are_named(changed: dict[str, Any], sentence: str) -> No
 def test_wrong_combinations_are_named() -> None:
     bumps = Bumps(3, 5)
     for wrong, sentence in (
-        (lambda: rnn.RadialConv2d(4, 6, 5, family="shell", num_rings=4), "w: expected 5 rings, one per shell"),
+        (lambda: rnn.RadialConv2d(4, 6, 5, family="shell", num_rings=4), "num_rings: expected 5, one per shell"),
         (lambda: rnn.RadialConv2d(4, 6, 5, train_sigma=True), "train_sigma: expected none, as family 'shell'"),
         (lambda: rnn.RadialConv2d(4, 6, 5, family="shell", profile=bumps), "family: expected none beside profile"),
         (lambda: rnn.RadialConv2d(4, 6, 5, num_rings=4, profile=bumps), "num_rings: expected 3, the rows of profile"),

@@ -1,4 +1,4 @@
-"""What the parts share: console and output folder, the images, and a radial layer."""
+"""What the parts share: console and output folder, and the image."""
 
 from __future__ import annotations
 
@@ -22,11 +22,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import default_sigma, gmr_conv2d, gmr_kernel2d
-
-__all__ = ["PLAIN", "RADIAL", "Demo", "RadialConv2d", "Steps", "mri_slice"]
+__all__ = ["PLAIN", "RADIAL", "Demo", "Steps", "mri_slice"]
 
 RADIAL, PLAIN = "#0b6e99", "#d1641c"  # colours of the two kinds of layer in every figure
 
@@ -71,24 +69,3 @@ def mri_slice() -> Tensor:
     with gzip.open(get_sample_data("s1045.ima.gz", asfileobj=False)) as file:
         raw = np.frombuffer(file.read(), dtype=">u2").reshape(256, 256)  # big-endian: 0..215
     return torch.from_numpy(raw.astype(np.float32) / raw.max())
-
-
-class RadialConv2d(nn.Module):
-    """A GMR-Conv layer with trainable ring weights and ring widths, "same" padding and no bias.
-
-    Initialised by Kaiming's rule with the fan-in that counts here, `C * sum P^2` over rings and taps: the values of a
-    kernel are not independent.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        super().__init__()
-        sigma = default_sigma(kernel_size)  # (n,)
-        self.kernel_size = kernel_size
-        self.log_sigma = nn.Parameter(sigma.log())
-        self.w = nn.Parameter(torch.empty(out_channels, in_channels, len(sigma)))
-        rings = gmr_kernel2d(torch.eye(len(sigma)).unsqueeze(1), sigma, kernel_size=kernel_size)  # (n, 1, k, k)
-        fan_in = in_channels * rings.square().sum().item()
-        nn.init.normal_(self.w, std=(2 / fan_in) ** 0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return gmr_conv2d(x, self.w, self.log_sigma.exp(), kernel_size=self.kernel_size, padding="same")

@@ -14,8 +14,9 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from ..equivariance import ball, rotate
-from .common import PLAIN, RADIAL, Demo, RadialConv2d, Steps
+from ..equivariance import rotate
+from ..nn import GMRConv2d, circular_crop, parameter_groups
+from .common import PLAIN, RADIAL, Demo, Steps
 
 __all__ = ["run"]
 
@@ -28,12 +29,7 @@ WEIGHT_DECAY = 1.0
 SHOWN_ANGLES = (0, 45, 90, 135, 180)
 SHOWN_DIGITS = 4
 
-
-def plain_conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Module:
-    return nn.Conv2d(in_channels, out_channels, kernel_size, padding="same", bias=False)
-
-
-KINDS: dict[str, Callable[[int, int, int], nn.Module]] = {"radial": RadialConv2d, "plain": plain_conv}
+KINDS: dict[str, Callable[..., nn.Module]] = {"radial": GMRConv2d, "plain": nn.Conv2d}
 
 
 class Network(nn.Module):
@@ -42,11 +38,12 @@ class Network(nn.Module):
     Pooling 2 x 2 on an even size maps onto itself under 90-degree rotations, and so does all else but the kernels.
     """
 
-    def __init__(self, conv: Callable[[int, int, int], nn.Module], width: int) -> None:
+    def __init__(self, conv: Callable[..., nn.Module], width: int) -> None:
         super().__init__()
 
         def block(in_channels: int) -> list[nn.Module]:
-            return [conv(in_channels, width, KERNEL_SIZE), nn.BatchNorm2d(width), nn.ReLU()]
+            layer = conv(in_channels, width, KERNEL_SIZE, padding="same", bias=False)
+            return [layer, nn.BatchNorm2d(width), nn.ReLU()]
 
         self.features = nn.Sequential(*block(1), nn.AvgPool2d(2), *block(width), *block(width))
         self.classify = nn.Linear(2 * width, 10)
@@ -63,19 +60,14 @@ def load_images() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     images = F.pad(torch.from_numpy(fine).float().unsqueeze(1), (MARGIN,) * 4)
     labels = torch.from_numpy(digits.target).long()
     train, test = train_test_split(torch.arange(len(labels)), test_size=0.25, stratify=labels, random_state=0)
-    images = _within_circle(images)
+    images = circular_crop(images)
     return images[train], labels[train], images[test], labels[test]
-
-
-def _within_circle(images: Tensor) -> Tensor:
-    """The images with the corners, which a rotation would lose, set to 0."""
-    return images * ball(images.shape[-2:], images.shape[-1] / 2)
 
 
 def train(network: nn.Module, images: Tensor, labels: Tensor, epochs: int, steps: Steps) -> None:
     """Upright images only, no augmentation."""
     batches = len(images) // BATCH
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(parameter_groups(network), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * batches)
     network.train()
     for _ in range(epochs):
@@ -103,7 +95,7 @@ def run(demo: Demo) -> None:
     found: dict[str, list[float]] = {name: [] for name in networks}
     with demo.steps("Testing, rotated", len(angles)) as steps, torch.inference_mode():
         for angle in angles:
-            images = _within_circle(rotate(test_images, angle))
+            images = circular_crop(rotate(test_images, angle))
             for name, network in networks.items():
                 found[name].append(float((network(images).argmax(1) == test_labels).float().mean()))
             steps.advance()
@@ -154,7 +146,7 @@ def _draw_samples(figure: SubFigure, networks: dict[str, nn.Module], images: Ten
     chosen = torch.stack([images[labels == digit][0] for digit in range(2, 2 + SHOWN_DIGITS)])
     grid = figure.subplots(SHOWN_DIGITS, len(SHOWN_ANGLES))
     for column, angle in zip(grid.T, SHOWN_ANGLES, strict=True):
-        turned = _within_circle(rotate(chosen, angle))
+        turned = circular_crop(rotate(chosen, angle))
         says = {name: network(turned).argmax(1).tolist() for name, network in networks.items()}
         for row, axes in enumerate(column):
             axes.imshow(turned[row, 0], cmap="gray_r", vmin=0, vmax=1)

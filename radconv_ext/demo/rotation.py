@@ -11,7 +11,8 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from ..equivariance import ball, rotate
-from .common import PLAIN, RADIAL, Demo, RadialConv2d, mri_slice
+from ..nn import GMRConv2d
+from .common import PLAIN, RADIAL, Demo, mri_slice
 
 __all__ = ["run"]
 
@@ -39,7 +40,7 @@ def run(demo: Demo) -> None:
     """Print and plot the error of both layers from 0 to 360 degrees."""
     torch.manual_seed(0)
     layers: dict[str, nn.Module] = {
-        "radial": RadialConv2d(CHANNELS, CHANNELS, KERNEL_SIZE),
+        "radial": GMRConv2d(CHANNELS, CHANNELS, KERNEL_SIZE, padding="same", bias=False),
         "plain": nn.Conv2d(CHANNELS, CHANNELS, KERNEL_SIZE, padding="same", bias=False),
     }
     image = mri_slice()

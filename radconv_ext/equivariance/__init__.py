@@ -9,13 +9,15 @@
 Angles need scipy and numpy, figures matplotlib: `pip install 'radconv_ext[equivariance]'`.
 """
 
-from .grid import Symmetry, ball, rotate, symmetries
-from .measure import LayerReport, Report, check
+from .grid import SmoothImage, Symmetry, ball, rotate, symmetries
+from .measure import check
 from .plots import feature_maps, plot_angle_error, plot_kernels
+from .report import LayerReport, Report
 
 __all__ = [
     "LayerReport",
     "Report",
+    "SmoothImage",
     "Symmetry",
     "ball",
     "check",

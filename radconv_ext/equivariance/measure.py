@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,270 +12,20 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ..checks import expect_floating, expect_integer, expect_tensor
 from .grid import SmoothImage, Symmetry, ball, needed, plane_axes, relative_error, rotate, symmetries
-from .reasons import Situation, explain, is_convolution, positional
+from .observe import FIRST, LAST, NONE, Call, copies_of, layouts, leaves, preserved, recorded, transformed
+from .reasons import Situation, explain, positional
+from .report import LayerReport, Report, exceeds, number, rank, worst_of
 
-__all__ = ["TOLERANCE", "LayerReport", "Report", "check", "expect_model", "preserved"]
+__all__ = ["TOLERANCE", "check", "expect_model"]
 
 # Far above rounding.  Worst seen in stacks of GMRConv2d, BatchNorm2d and ReLU: a layer alone, then 30 in a row, float64
 # 3e-15, 2e-13; float32 1e-7, 2e-5; float16 6e-5, 3e-2.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 5e-2}
 ANGLES = tuple(range(15, 360, 15))
-
-
-# ---- what is found ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One call of one layer.
-
-    Attributes:
-        name: path in the model, with "(call 2)" and so on behind it where a layer is called more than once.
-        kind: class of the layer.
-        own: the layer alone, run on its recorded input: largest `||L(g in) - g L(in)|| / ||g L(in)||` over the
-            symmetries g of the grid.  None: not measured, and `reason` says why.
-        cumulative: the same of its output within the model, where g acts on the model's input.  None: no such output.
-        reason: why `own` is above the tolerance, or why there is none; else "".
-        worst: the symmetry of `own`, where that is above the tolerance.
-    """
-
-    name: str
-    kind: str
-    own: float | None
-    cumulative: float | None
-    reason: str = ""
-    worst: Symmetry | None = None
-
-
-@dataclass(frozen=True)
-class Report:
-    """What `check` found; `str(report)` is a table and one sentence per offending layer.
-
-    Attributes:
-        model: class of the model.
-        size: of the input, (B, C, *S).
-        tolerance: largest relative error that counts as rounding.
-        grid: relative error under each symmetry of the grid but the identity.
-        angles: relative error by degrees, the largest over the planes; empty where none was measured.
-        within: the part of the output's inscribed disk (ball) that `angles` is measured in, by radius.
-        layers: every call of every layer, in the order of the calls.
-        between: a sentence where the error comes up between layers, in an operation that is no module.
-        notes: what else to know: layers in training mode, measurements left out.
-    """
-
-    model: str
-    size: tuple[int, ...]
-    tolerance: float
-    grid: Mapping[Symmetry, float]
-    angles: Mapping[float, float]
-    within: float
-    layers: tuple[LayerReport, ...]
-    between: str
-    notes: tuple[str, ...]
-
-    @property
-    def equivariant(self) -> bool:
-        """Whether the model commutes with every symmetry of the grid, within the tolerance."""
-        return all(error <= self.tolerance for error in self.grid.values())
-
-    @property
-    def offending(self) -> tuple[LayerReport, ...]:
-        """Layers whose own error is above the tolerance, or NaN."""
-        return tuple(layer for layer in self.layers if _exceeds(layer.own, self.tolerance))
-
-    def __str__(self) -> str:
-        verdict = "commutes" if self.equivariant else "does not commute"
-        lines = [
-            f"{self.model} on {self.size} {verdict} with the symmetries of the grid (tolerance {self.tolerance:.0e})",
-            *self._grid_lines(),
-            *self._angle_lines(),
-            "",
-            *self._layer_lines(),
-        ]
-        sentences = [
-            f"{layer.name} ({layer.kind}): own error {_number(layer.own)} under {layer.worst}: {layer.reason}."
-            for layer in self.offending
-        ]
-        sentences += [self.between] if self.between else []
-        sentences += [f"Note: {note}" for note in self.notes]
-        return "\n".join([*lines, *([""] if sentences else []), *sentences])
-
-    def _grid_lines(self) -> Iterator[str]:
-        for word, turns in (("rotations", True), ("reflections", False)):
-            errors = {g: error for g, error in self.grid.items() if g.is_rotation is turns}
-            if errors:
-                worst = max(errors, key=lambda g: _rank(errors[g]))
-                broken = sum(not error <= self.tolerance for error in errors.values())
-                yield f"  {word}: {broken} of {len(errors)} broken, worst {_number(errors[worst])} ({worst})"
-
-    def _angle_lines(self) -> Iterator[str]:
-        if not self.angles:
-            return
-        yield f"  by angle, within {self.within:g} of the inscribed disk's radius:"
-        cells = [f"{angle:6g}: {_number(error):>7}" for angle, error in self.angles.items()]
-        for start in range(0, len(cells), 6):
-            yield "  " + "  ".join(cells[start : start + 6])
-
-    def _layer_lines(self) -> Iterator[str]:
-        rows = [("layer", "kind", "own", "cumulative", "")]
-        for layer in self.layers:
-            mark = "<- offends" if layer in self.offending else layer.reason
-            rows.append((layer.name, layer.kind, _number(layer.own), _number(layer.cumulative), mark))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        for name, kind, own, cumulative, mark in rows:
-            line = f"  {name:<{widths[0]}}  {kind:<{widths[1]}}  {own:>{widths[2]}}  {cumulative:>{widths[3]}}  {mark}"
-            yield line.rstrip()
-
-
-def _exceeds(error: float | None, tolerance: float) -> bool:
-    return error is not None and not error <= tolerance  # NaN exceeds
-
-
-def _rank(error: float) -> float:
-    """For max(): NaN is the worst."""
-    return math.inf if math.isnan(error) else error
-
-
-def _worst(errors: Sequence[float]) -> float:
-    return max(errors, key=_rank)
-
-
-def _number(error: float | None) -> str:
-    return "-" if error is None else f"{error:.1e}"
-
-
-# ---- the model, observed and left as it was --------------------------------------------------------------------------
-
-
-@contextmanager
-def preserved(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Run a model without leaving a trace: buffers, modes and torch's random state are put back at the end.
-
-    Yields a function that puts buffers and random numbers back to one and the same start, to be called before each run,
-    so that the model is a function of its input alone.
-    """
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
-    copies = {buffer: buffer.clone() for buffer in model.buffers()}
-    training = {module: module.training for module in model.modules()}
-    devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
-
-    def put_back_buffers() -> None:
-        for module, own in buffers:
-            module._buffers.clear()
-            module._buffers.update(own)
-        for buffer, copy in copies.items():
-            if not torch.equal(buffer, copy):
-                # past the version counter: a graph that has saved the buffer finds its values, and may go on
-                buffer.data.copy_(copy)
-
-    with torch.no_grad(), torch.random.fork_rng([device.index for device in devices]):
-        start = torch.get_rng_state()
-        starts = {device: torch.cuda.get_rng_state(device) for device in devices}
-
-        def put_back() -> None:
-            put_back_buffers()
-            torch.set_rng_state(start)
-            for device, state in starts.items():
-                torch.cuda.set_rng_state(state, device)
-
-        try:
-            yield put_back
-        finally:
-            put_back_buffers()
-            for module, mode in training.items():
-                module.training = mode
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a layer, with copies of what went in and came out."""
-
-    name: str
-    layer: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-
-    @property
-    def inputs(self) -> list[Tensor]:
-        """Every tensor among the arguments, those in lists included."""
-        return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
-
-
-def leaves(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers by name: modules without children, and convolutions whatever they are made of."""
-    found: dict[str, nn.Module] = {}
-
-    def visit(module: nn.Module, name: str) -> None:
-        children = {child: part for child, part in module.named_children() if child != "parametrizations"}
-        if not children or is_convolution(module):
-            found[name or "(model)"] = module
-            return
-        for child, part in children.items():
-            if part not in found.values():
-                visit(part, f"{name}.{child}" if name else child)
-
-    visit(model, "")
-    return found
-
-
-def recorded(model: nn.Module, x: Tensor, layers: Mapping[str, nn.Module]) -> tuple[Tensor, list[Call]]:
-    """The model's output, and the calls of its layers in order."""
-    calls: list[Call] = []
-    running: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    counts: dict[str, int] = {}
-
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        running.append(_copies((args, kwargs)))  # copies, as a later layer may work in place
-
-    def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(layer: nn.Module, _: Any, output: Any) -> None:
-            args, kwargs = running.pop()
-            counts[name] = counts.get(name, 0) + 1
-            label = name if counts[name] == 1 else f"{name} (call {counts[name]})"
-            calls.append(Call(label, layer, args, kwargs, _copies(output)))
-
-        return hook
-
-    handles = []
-    try:
-        for name, layer in layers.items():
-            # before hooks of the layer's own: they act again when the layer is run alone
-            handles.append(layer.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
-            handles.append(layer.register_forward_hook(after(name)))
-        return model(x), calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _copies(values: Any) -> Any:
-    return tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, values)
-
-
-# ---- where the spatial axes are --------------------------------------------------------------------------------------
-
-FIRST, LAST, NONE = "channels first", "channels last", "no spatial axes"
-
-
-def layouts(t: Any, batch: int, ndim: int) -> tuple[str, ...]:
-    """How a tensor may be laid out: (B, C, *S) or (B, *S, C); (B, F); or nothing that is known here."""
-    if not isinstance(t, Tensor) or not t.is_floating_point() or t.dim() < 2 or t.shape[0] != batch:
-        return ()
-    return {ndim + 2: (FIRST, LAST), 2: (NONE,)}.get(t.dim(), ())
-
-
-def transformed(t: Tensor, g: Symmetry, layout: str) -> Tensor:
-    """A contiguous copy of t with the symmetry applied to its spatial axes; (B, F) has none."""
-    if t.dim() > 2 and layout == FIRST:
-        t = g(t)
-    elif t.dim() > 2 and layout == LAST:
-        t = g(t.movedim(-1, 1)).movedim(1, -1)
-    return t.clone(memory_format=torch.contiguous_format)
 
 
 # ---- layer by layer --------------------------------------------------------------------------------------------------
@@ -308,16 +56,16 @@ class _Trace:
                 relative_error(t, transformed(expected, g, layout))
                 for t, expected in zip(inputs, self.tensors, strict=False)
             ]
-            self.errors_in[layout] = _worst([self.errors_in[layout], *(errors or [math.inf])])
+            self.errors_in[layout] = worst_of([self.errors_in[layout], *(errors or [math.inf])])
         for layout in self.errors_out:
             t = None if found is None else found.output
             error = relative_error(t, transformed(self.call.output, g, layout)) if isinstance(t, Tensor) else math.inf
-            self.errors_out[layout] = _worst([self.errors_out[layout], error])
+            self.errors_out[layout] = worst_of([self.errors_out[layout], error])
 
     @property
     def layout(self) -> str:
         """The one under which the input follows the symmetries better."""
-        return min(self.errors_in, key=lambda layout: _rank(self.errors_in[layout]))
+        return min(self.errors_in, key=lambda layout: rank(self.errors_in[layout]))
 
     @property
     def before(self) -> float | None:
@@ -329,7 +77,7 @@ class _Trace:
         """Cumulative error of the output."""
         if self.out is not None:
             return self.errors_out[self.out]
-        return min(self.errors_out.values(), key=_rank) if self.errors_out else None
+        return min(self.errors_out.values(), key=rank) if self.errors_out else None
 
     def why_not_alone(self) -> str | None:
         """Why the layer can't be measured on its own."""
@@ -356,7 +104,7 @@ class _Trace:
             args, kwargs = tree_map(turn, (call.args, call.kwargs))
             return call.layer(*args, **kwargs)
 
-        expected = _copies(run(symmetries(self.ndim)[0]))
+        expected = copies_of(run(symmetries(self.ndim)[0]))
         errors: dict[str, dict[Symmetry, float]] = {out: {} for out in self.errors_out}
         failure = ""
         for g in group:
@@ -365,7 +113,7 @@ class _Trace:
             for out, by_symmetry in errors.items():
                 turned = transformed(expected, g, out)
                 by_symmetry[g] = math.inf if found is None else relative_error(found, turned)
-        exact = [out for out in errors if not _exceeds(_worst(list(errors[out].values())), tolerance)]
+        exact = [out for out in errors if not exceeds(worst_of(list(errors[out].values())), tolerance)]
         # the input's layout, unless the output is exact in the other alone, as behind a layer that permutes the axes
         self.out = min(errors, key=lambda out: (out not in exact, out != layout))
         return errors[self.out], failure
@@ -376,9 +124,9 @@ class _Trace:
         if why := self.why_not_alone():
             return LayerReport(call.name, kind, None, self.after, why)
         errors, failure = self.own(group, tolerance, put_back)
-        g = max(errors, key=lambda g: _rank(errors[g]))
+        g = max(errors, key=lambda g: rank(errors[g]))
         error = errors[g]
-        if not _exceeds(error, tolerance):
+        if not exceeds(error, tolerance):
             return LayerReport(call.name, kind, error, self.after)
         if math.isnan(error):
             return LayerReport(call.name, kind, error, self.after, "its output holds NaN or Inf", g)
@@ -389,7 +137,7 @@ class _Trace:
             out_sizes=self.sizes(call.output, self.out or NONE),
             channels_first=self.layout == FIRST,
             tolerance=tolerance,
-            broken=frozenset(g for g, error in errors.items() if _exceeds(error, tolerance)),
+            broken=frozenset(g for g, error in errors.items() if exceeds(error, tolerance)),
         )
         parts = [explain(situation), f"it fails on the transformed input: {failure}" if failure else None]
         reason = "; ".join(part for part in parts if part)
@@ -413,17 +161,17 @@ def _between(
     last, last_trace = "the model's input", None
     skipped: list[str] = []
     for trace, report in zip(traces, reports, strict=True):
-        if _exceeds(trace.before, tolerance):
+        if exceeds(trace.before, tolerance):
             return _jump(model, last, last_trace, trace, skipped, trace.before, tolerance)
-        if _exceeds(trace.after, tolerance):
-            if _exceeds(report.own, tolerance):
+        if exceeds(trace.after, tolerance):
+            if exceeds(report.own, tolerance):
                 return ""
-            return f"The error comes up in {report.name} ({report.kind}), measured {_number(trace.after)} behind it."
+            return f"The error comes up in {report.name} ({report.kind}), measured {number(trace.after)} behind it."
         if trace.after is None:
             skipped.append(report.name)
         else:
             last, last_trace, skipped = report.name, trace, []
-    if not _exceeds(output_error, tolerance):
+    if not exceeds(output_error, tolerance):
         return ""
     return _jump(model, last, last_trace, None, skipped, output_error, tolerance)
 
@@ -438,7 +186,7 @@ def _jump(
     tolerance: float,
 ) -> str:
     end = "the model's output" if after is None else after.call.name
-    words = [f"The error comes up between {last} and {end}: measured {_number(error)} at the latter"]
+    words = [f"The error comes up between {last} and {end}: measured {number(error)} at the latter"]
     if skipped:
         words.append(f"layers between them that could not be measured: {', '.join(skipped)}")
     if before is not None and FIRST in before.errors_out:
@@ -540,7 +288,7 @@ def check(
             for trace in traces if found else ():
                 trace.compare(g, by_name.get(trace.call.name))
         reports = tuple(trace.report(group, tolerance, put_back) for trace in traces)
-        between = _between(model, traces, reports, _worst(list(grid.values())), tolerance)
+        between = _between(model, traces, reports, worst_of(list(grid.values())), tolerance)
         by_angle = _sweep(model, image, swept, spatial_planes, within, put_back)
     return Report(
         type(model).__name__, tuple(start.shape), tolerance, grid, by_angle, within, reports, between, tuple(notes)
@@ -651,5 +399,5 @@ def _sweep(
         by_plane = [
             relative_error(run(angle, plane), rotate(y, angle, plane) if sizes else y, inside) for plane in planes
         ]
-        errors[angle] = _worst(by_plane)
+        errors[angle] = worst_of(by_plane)
     return errors

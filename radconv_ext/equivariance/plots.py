@@ -15,7 +15,9 @@ from ..checks import expect_floating, expect_integer, expect_tensor
 from ..geometry import OUTSIDE
 from ..nn.base import RadialConvNd
 from .grid import ball, needed, offsets, relative_error, rotate
-from .measure import Report, expect_model, preserved
+from .measure import expect_model
+from .observe import preserved
+from .report import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -103,9 +103,7 @@ class RadialConvNd(nn.Module):
         shells = None
         if profile is not None:
             num_rings, shells = _profile_shape(profile, num_rings)
-        elif num_rings is not None:
-            num_rings = expect_integer("num_rings", num_rings, 1)
-        rings = num_rings or self._rings_for(family, kernel_size, circular)
+        rings = self._rings(family, kernel_size, circular, num_rings)
         o = self._options(
             family, rings, shells, kernel_size, stride, padding, dilation, groups, padding_mode, circular,
             output_padding,
@@ -132,26 +130,34 @@ class RadialConvNd(nn.Module):
         self.family = family
         self.engine = engine
         self.profile = profile
-        self._made: tuple[Any, str, tuple[int, ...] | None] = (None, "", None)
+        self._made: tuple[Any, str, str, tuple[int, ...] | None] = (None, "", "", None)
 
-        options = {"device": device, "dtype": dtype}
-        if in_channels is None:
-            self.weight = UninitializedParameter(**options)
-        else:
-            self.weight = Parameter(torch.empty(self._weight_shape(in_channels), **options))
-        self.register_parameter("bias", Parameter(torch.empty(out_channels, **options)) if bias else None)
-        if not FAMILIES[family].has_sigma:
+        self._add_parameters(bias, train_sigma, {"device": device, "dtype": dtype})
+
+    def _add_parameters(self, bias: bool, train_sigma: bool, options: dict[str, Any]) -> None:
+        self.weight = UninitializedParameter(**options)
+        self.register_parameter("bias", Parameter(torch.empty(self.out_channels, **options)) if bias else None)
+        if not FAMILIES[self.family].has_sigma:
             self.register_parameter("log_sigma", None)
         elif train_sigma:
-            self.log_sigma = Parameter(torch.empty(rings, **options))
+            self.log_sigma = Parameter(torch.empty(self.num_rings, **options))
         else:
-            self.register_buffer("log_sigma", torch.empty(rings, **options))
-        if in_channels is not None:
+            self.register_buffer("log_sigma", torch.empty(self.num_rings, **options))
+        if self.in_channels is not None:
+            self.weight = Parameter(torch.empty(self._weight_shape(self.in_channels), **options))
             self.reset_parameters()
 
-    def _rings_for(self, family: str, kernel_size: IntOrInts, circular: bool) -> int:
-        sizes = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
-        return FAMILIES[family].rings_for(self.ndim, expect_integer("kernel_size", sizes[0], 1), circular)
+    def _rings(self, family: str, kernel_size: IntOrInts, circular: bool, num_rings: int | None) -> int:
+        """The ring count asked for, or the family's own."""
+        size = per_axis("kernel_size", kernel_size, self.ndim, 1)[0]
+        usual = FAMILIES[family].rings_for(self.ndim, size, circular)
+        if num_rings is None:
+            return usual
+        if family == "shell" and num_rings != usual:
+            raise ValueError(
+                f"num_rings: expected {usual}, one per shell, or None for family 'shell', got {num_rings!r}"
+            )
+        return expect_integer("num_rings", num_rings, 1)
 
     def _options(
         self,
@@ -206,27 +212,32 @@ class RadialConvNd(nn.Module):
         return self._convolve(x, self.output_padding)
 
     def _convolve(self, x: Tensor, output_padding: tuple[int, ...]) -> Tensor:
-        w, p = self.weight, self._parameter()
+        # a module's __getattr__ takes half a microsecond: not for what lies where it usually does
+        own = self._parameters
+        w: Any = own["weight"] if "weight" in own else self.weight  # noqa: SIM401  (get would read both)
+        bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401
+        log_sigma = own["log_sigma"] if "log_sigma" in own else self.log_sigma  # noqa: SIM401
+        p, shells = None, None
+        if log_sigma is not None:
+            p = log_sigma.exp()
+        elif self.profile is not None:
+            p = self.profile()
+            shells = p.shape[1]
         options = (
-            self.ndim, self.family, self.num_rings, self._shells(p), self.kernel_size[0], self.stride, self.padding,
+            self.engine, self.ndim, self.family, self.num_rings, shells, self.kernel_size, self.stride, self.padding,
             self.dilation, self.groups, self.padding_mode, self.circular, self.transposed, output_padding,
         )  # fmt: skip
         if torch.compiler.is_compiling():
-            spec, pad = _spec(self.engine, *options)
+            spec, pad = _spec(*options)
         else:
-            # only ever used for the very options that it was made from
-            made_from, spec, pad = self._made
-            engine = self.engine or current_engine()
-            if made_from != (engine, options):
-                spec, pad = _spec(engine, *options)
-                self._made = (engine, options), spec, pad
+            # the spec is only ever used for the very options, and use_engine, that it was made from
+            made_from, made_under, spec, pad = self._made
+            if made_from != options or made_under != current_engine():
+                spec, pad = _spec(*options)
+                self._made = options, current_engine(), spec, pad
         if not isinstance(x, Tensor) or x.dim() != self.ndim + 2:
-            check_tensors(self.ndim, "profile" if self.profile is not None else "sigma", x, w, p, self.bias)
-        return _call(self.ndim, x, w, p, self.bias, spec, pad, self.padding_mode)
-
-    def _shells(self, p: Tensor | None) -> int | None:
-        """Columns of the caller's profile."""
-        return None if p is None or self.profile is None else p.shape[1]
+            check_tensors(self.ndim, "sigma" if shells is None else "profile", x, w, p, bias)
+        return _call(self.ndim, x, w, p, bias, spec, pad, self.padding_mode)
 
     @property
     def sigma(self) -> Tensor | None:
@@ -342,7 +353,7 @@ def _why_not_load(layer: RadialConvNd, state_dict: dict[str, Any], prefix: str) 
         )
     own = _text(layer.get_extra_state())
     saved = state_dict.get(prefix + "_extra_state")
-    if isinstance(saved, Tensor) and _text(saved) != own:
+    if isinstance(saved, Tensor) and not saved.is_meta and _text(saved) != own:
         return (
             f"the checkpoint was saved from a layer {_text(saved)!r}, this one is {own!r}; the same numbers would mean "
             "another kernel: build the layer with the checkpoint's kernel_size (k), num_rings (n), family and circular "
