@@ -41,8 +41,10 @@ class NativeInfo(TypedDict):
 
     built: bool
     loads: bool
-    compiler: str | None  # "GNU 12.2.0"
-    isas: list[str]  # instruction sets of the CPU kernels: "baseline", "avx2", "avx512"
+    #: "GNU 12.2.0"
+    compiler: str | None
+    #: instruction sets of the CPU kernels: "baseline", "avx2", "avx512"
+    isas: list[str]
     reason: str | None
 
 
@@ -50,10 +52,14 @@ class CudaInfo(TypedDict):
     """The CUDA part in the compiled module. `reason` is None exactly when they can run on this machine."""
 
     built: bool
-    nvcc: str | None  # "13.0"
-    architectures: list[str]  # CMake's names: "80-real" is machine code alone, "90" is machine code and PTX
-    runtime_version: int | None  # 1000 * major + 10 * minor; None when the kernels aren't built or don't load
-    driver_version: int | None  # newest runtime the driver serves, same form; 0: no driver
+    #: "13.0"
+    nvcc: str | None
+    #: CMake's names: "80-real" is machine code alone, "90" is machine code and PTX
+    architectures: list[str]
+    #: 1000 * major + 10 * minor; None when the kernels aren't built or don't load
+    runtime_version: int | None
+    #: newest runtime the driver serves, same form; 0: no driver
+    driver_version: int | None
     device_count: int | None
     reason: str | None
 
@@ -61,10 +67,12 @@ class CudaInfo(TypedDict):
 class BuildInfo(TypedDict):
     """Result of `build_info()`."""
 
-    versions: dict[str, str | None]  # radconv_ext, python, torch, triton; None: not installed
+    #: radconv_ext, python, torch, triton; None: not installed
+    versions: dict[str, str | None]
     native: NativeInfo
     cuda: CudaInfo
-    missing: list[str]  # one sentence for each part that can't be used here, empty when everything can
+    #: one sentence for each part that can't be used here, empty when everything can
+    missing: list[str]
 
 
 @functools.cache

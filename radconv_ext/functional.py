@@ -52,7 +52,8 @@ def _decomposes() -> bool:
 
 
 def _decomposed(x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, spec: str) -> Tensor:
-    return reference.forward(build_problem(spec, x, w, p, bias), x, w, p, bias)
+    problem = build_problem(spec, x, w, p, bias)
+    return reference.forward(problem, x, w, problem.sigma(p), bias)
 
 
 def _radial_conv(
@@ -495,7 +496,7 @@ def _make_radial_kernel(ndim: int) -> Callable[..., Tensor]:
         kernel_size: IntOrInts | None = None,
         circular: bool = True,
     ) -> Tensor:
-        """Dense kernel of the Radially symmetric convolution, {n}.
+        """Dense kernel of the radially symmetric convolution, {n}.
 
         Args:
             {w}

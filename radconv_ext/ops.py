@@ -35,7 +35,7 @@ from .autograd import RadialConv, RadialConvBackward  # noqa: E402  (needs the o
 
 def _conv(x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, spec: str) -> Tensor:
     problem = problem_of(spec, x, w, p, bias)
-    return problem.engine.forward(problem, x, w, p, bias)
+    return problem.engine.forward(problem, x, w, problem.sigma(p), bias)
 
 
 def _conv_backward(
@@ -43,7 +43,9 @@ def _conv_backward(
 ) -> list[Tensor]:
     problem = problem_of(spec, x, w, p, None)
     _check_gradient(problem, grad)
-    return [g for g in problem.engine.backward(problem, grad, x, w, p, wanted) if g is not None]
+    grads = problem.engine.backward(problem, grad, x, w, problem.sigma(p), wanted)
+    grads[2] = problem.sigma_gradient(p, grads[2])
+    return [g for g in grads if g is not None]
 
 
 def _check_gradient(problem: RadialConvProblem, grad: Tensor) -> None:

@@ -56,6 +56,7 @@ class Options:
     transposed: bool
     output_padding: tuple[int, ...]  # (ndim,), transposed only
     engine: str  # an engine's name, or "auto"
+    log_sigma: bool  # calls give sigma by its logarithm
 
     @property
     def profile_family(self) -> Family:
@@ -84,7 +85,7 @@ def _format(o: Options) -> str:
     words = [
         f"{o.ndim}d k={o.kernel_size} n={o.rings} {o.family} {'disk' if o.circular else 'cube'}",
         f"stride={_join(o.stride)} low={_join(o.low)} high={_join(o.high)} dilation={_join(o.dilation)}",
-        f"groups={o.groups} {o.padding_mode}{' transposed' if o.transposed else ''}",
+        f"groups={o.groups} {o.padding_mode}{' transposed' if o.transposed else ''}{' log' if o.log_sigma else ''}",
         f"out={_join(o.output_padding)} engine={o.engine}",
     ]
     return " ".join(words)
@@ -114,6 +115,7 @@ def parse_spec(spec: str) -> Options:
         transposed="transposed" in plain,
         output_padding=ints("out"),
         engine=value["engine"],
+        log_sigma="log" in plain,
     )
 
 
@@ -175,6 +177,7 @@ def _make_spec(
     circular: bool,
     transposed: bool,
     output_padding: Any,
+    log_sigma: bool,
 ) -> tuple[str, tuple[int, ...] | None]:
     family = FAMILIES[family_name]
     rings = expect_integer("w: number of rings (its last size)", rings, 1)
@@ -213,6 +216,7 @@ def _make_spec(
         transposed=transposed,
         output_padding=outs,
         engine=engine,
+        log_sigma=log_sigma,
     )
     # torch.nn.functional.pad's order: last axis first
     before = tuple(v for axis in reversed(range(ndim)) for v in (low[axis], high[axis])) if explicit else None
@@ -242,6 +246,7 @@ def make_spec(
     circular: bool,
     transposed: bool,
     output_padding: IntOrInts,
+    log_sigma: bool = False,
 ) -> tuple[str, tuple[int, ...] | None]:
     """Canonical text of the options, and the explicit padding (`F.pad` order) that reflect and replicate need first.
 
@@ -270,6 +275,7 @@ def make_spec(
         circular,
         transposed,
         output_padding,
+        log_sigma,
     )
 
 
@@ -396,6 +402,14 @@ class RadialConvProblem:
         if self.folds_gradient:
             core = replace(core, in_size=self.gradient_shape[2:], low=(0,) * len(core.low), wrap=False)
         return core.adjoint(self.options.kernel_size)
+
+    def sigma(self, p: Tensor | None) -> Tensor | None:
+        """What engines take: sigma, where a call gives its logarithm; else p as it is."""
+        return p.exp() if self.options.log_sigma and p is not None else p
+
+    def sigma_gradient(self, p: Tensor | None, grad: Tensor | None) -> Tensor | None:
+        """The gradient by p from that by `sigma(p)`."""
+        return grad * p.exp() if self.options.log_sigma and p is not None and grad is not None else grad
 
     @cached_property
     def engine(self) -> Any:

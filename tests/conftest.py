@@ -22,6 +22,9 @@ NEEDS = {
     "test_demo.py": ("matplotlib", "sklearn", "rich"),
     "test_definition.py": ("hypothesis",),
     "test_operators.py": ("expecttest",),
+    "test_fold.py": ("GMR_Conv", "SRE_Conv", "scipy", "onnx", "onnxscript", "onnxruntime"),
+    "test_equivariance_check.py": ("matplotlib", "scipy"),
+    "test_docs.py": ("matplotlib", "onnx", "onnxscript", "scipy"),
 }
 _missing = {
     module: [name for name in names if importlib.util.find_spec(name) is None] for module, names in NEEDS.items()

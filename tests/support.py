@@ -1,14 +1,23 @@
-"""What several test files share: the public functions by family and dimension, random operands, an error measure."""
+"""What several test files share: the public functions by family and dimension, random operands, error measures, modules
+as after training, the authors' released layers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import radconv_ext
+from radconv_ext.equivariance import Symmetry
 
 FAMILIES = ("gaussian", "banded", "binary", "shell", "custom")
 ENGINES = ("reference", "cpu")
@@ -105,3 +114,55 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 def gradients(output: Tensor, by: Iterable[Tensor | None], upstream: Tensor) -> list[Tensor]:
     """Gradients by those tensors that are there."""
     return list(torch.autograd.grad(output, [t for t in by if t is not None], upstream))
+
+
+def largest_violation(f: Callable[[Tensor], Tensor], x: Tensor, among: Iterable[Symmetry]) -> float:
+    """Largest difference between f(g x) and g f(x)."""
+    y = f(x)
+    return max(relative_error(f(g(x)), g(y)) for g in among)
+
+
+def randomised(layer: nn.Module, seed: int = 0) -> nn.Module:
+    """Numbers as after training: every ring its own width."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for t in (t for t in (*layer.parameters(), *layer.buffers()) if t.is_floating_point()):
+            t.add_(torch.randn(t.shape, generator=random, dtype=torch.float64).to(t.dtype), alpha=0.3)
+    return layer
+
+
+class Bumps(nn.Module):
+    """A profile of the caller's, with a parameter of its own."""
+
+    def __init__(self, rings: int, shells: int, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(rings, 1, dtype=dtype) + 0.5)
+        self.register_buffer("shell", torch.arange(shells, dtype=dtype))
+
+    def forward(self) -> Tensor:  # (n, D)
+        rings = torch.arange(len(self.scale), dtype=self.scale.dtype, device=self.scale.device)
+        return torch.cos(self.scale * self.shell + rings.unsqueeze(1))
+
+
+def load_released(distribution: str, version: str, file: str) -> ModuleType:
+    """The module of the released layers alone: the packages' __init__ imports what they don't declare."""
+    how = "run `pip install --no-deps -r requirements/released.txt`"
+    try:
+        found = importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.fail(f"{distribution} is not installed, these tests compare with it: {how}", pytrace=False)
+    if found.version != version:
+        pytest.fail(f"{distribution}: expected version {version}, installed is {found.version}: {how}", pytrace=False)
+    path = Path(str(found.locate_file(file)))
+    spec = importlib.util.spec_from_file_location(f"released_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def released_kernel(layer: nn.Module) -> Tensor:
+    make = layer._make_weight_matrix if hasattr(layer, "_make_weight_matrix") else layer._make_conv_weight
+    return make(layer.weight)

@@ -8,13 +8,24 @@ not see where its content lies.  Each statement is tested with the case next to 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from support import BANDED, ENGINES, FAMILIES, Operands, call, dense_kernel, gradients, operands, relative_error
+from support import (
+    BANDED,
+    ENGINES,
+    FAMILIES,
+    Operands,
+    call,
+    dense_kernel,
+    gradients,
+    largest_violation,
+    operands,
+    relative_error,
+)
 from torch import Tensor
 
 from radconv_ext.equivariance import Symmetry, symmetries
@@ -36,12 +47,6 @@ def test_symmetries() -> None:
     turned = {tuple(map(tuple, torch.rot90(s, n).tolist())) for s in (t, t.flip(0)) for n in range(4)}
     assert images == turned
     assert len(images) == 8
-
-
-def largest_violation(f: Callable[[Tensor], Tensor], x: Tensor, among: Iterable[Symmetry]) -> float:
-    """Largest difference between f(g x) and g f(x)."""
-    y = f(x)
-    return max(relative_error(f(g(x)), g(y)) for g in among)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
-from support import relative_error
-from test_nn import randomised
-from test_released import dense, load
+from support import load_released, randomised, relative_error, released_kernel
 from torch import Tensor, nn
 
 import radconv_ext
@@ -206,15 +204,8 @@ def test_fuse_bn_refuses_training_mode() -> None:
 
 # ---- ONNX ------------------------------------------------------------------------------------------------------------
 
-needs_onnx = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
-    reason="onnx, onnxscript and onnxruntime are not installed",
-)
-
 
 def run_onnx(program: Any, path: Path, x: Tensor) -> Tensor:
-    import onnxruntime
-
     program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (name,) = [i.name for i in session.get_inputs()]
@@ -232,7 +223,6 @@ def small() -> nn.Module:
     ).eval()
 
 
-@needs_onnx
 def test_onnx_of_a_folded_model(tmp_path: Path) -> None:
     net = small()
     folded, _ = rnn.fold(rnn.fuse_bn(net)[0])
@@ -243,7 +233,6 @@ def test_onnx_of_a_folded_model(tmp_path: Path) -> None:
         assert relative_error(run_onnx(program, tmp_path / "folded.onnx", x), net(x)) < 1e-5
 
 
-@needs_onnx
 def test_onnx_of_the_decomposition_keeps_the_ring_weights(tmp_path: Path) -> None:
     net = small()
     x = torch.randn(2, 3, 14, 14)
@@ -282,10 +271,10 @@ def test_decomposed_export() -> None:
 def test_released_checkpoints(package: str, circular: bool) -> None:
     torch.manual_seed(0)
     if package == "GMR":
-        module = load("GMR-Conv", "1.0.3", "GMR_Conv/gmr_conv.py")
+        module = load_released("GMR-Conv", "1.0.3", "GMR_Conv/gmr_conv.py")
         layers = [module.GMR_Conv2d(4, 6, 9, force_circular=circular), module.GMR_Conv3d(6, 2, 3)]
     else:
-        module = load("SRE-Conv", "1.0.2", "SRE_Conv/sre_conv.py")
+        module = load_released("SRE-Conv", "1.0.2", "SRE_Conv/sre_conv.py")
         layers = [module.SRE_Conv2d(4, 6, 9), module.SRE_Conv3d(6, 2, 3)]
         circular = True
     released = nn.Sequential(*layers)
@@ -302,13 +291,13 @@ def test_released_checkpoints(package: str, circular: bool) -> None:
     assert converted.pop("head.weight") is saved["head.weight"]
     ours.load_state_dict(converted)
     for theirs, mine in zip(released, ours, strict=True):
-        assert relative_error(mine.dense_kernel(), dense(theirs).reshape(mine.dense_kernel().shape)) < 1e-5
+        assert relative_error(mine.dense_kernel(), released_kernel(theirs).reshape(mine.dense_kernel().shape)) < 1e-5
     with pytest.raises(RuntimeError, match="saved from a layer '2d k=9"):
         ours[0].__class__(4, 6, 7).load_state_dict({k[2:]: v for k, v in converted.items() if k[0] == "0"})
 
 
 def test_released_checkpoints_with_trained_indices_are_refused() -> None:
-    layer = load("GMR-Conv", "1.0.3", "GMR_Conv/gmr_conv.py").GMR_Conv2d(4, 6, 5, train_index_mat=True)
+    layer = load_released("GMR-Conv", "1.0.3", "GMR_Conv/gmr_conv.py").GMR_Conv2d(4, 6, 5, train_index_mat=True)
     with torch.no_grad():
         layer.weight_index_mat.add_(0.01)
     with pytest.raises(ValueError, match=r"weight_index_mat: expected bands.*it was trained"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import relative_error
+from support import Bumps, randomised, relative_error
 from torch import Tensor, nn
 
 import radconv_ext
@@ -29,28 +29,6 @@ def kind(method: str, ndim: int, transposed: bool = False, lazy: bool = False) -
 
 def plain(ndim: int, transposed: bool = False) -> Callable[..., Any]:
     return getattr(nn, f"Conv{'Transpose' if transposed else ''}{ndim}d")
-
-
-def randomised(layer: nn.Module, seed: int = 0) -> nn.Module:
-    """Numbers as after training: every ring its own width."""
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for t in (t for t in (*layer.parameters(), *layer.buffers()) if t.is_floating_point()):
-            t.add_(torch.randn(t.shape, generator=random, dtype=torch.float64).to(t.dtype), alpha=0.3)
-    return layer
-
-
-class Bumps(nn.Module):
-    """A profile of the caller's, with a parameter of its own."""
-
-    def __init__(self, rings: int, shells: int, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.rand(rings, 1, dtype=dtype) + 0.5)
-        self.register_buffer("shell", torch.arange(shells, dtype=dtype))
-
-    def forward(self) -> Tensor:  # (n, D)
-        rings = torch.arange(len(self.scale), dtype=self.scale.dtype, device=self.scale.device)
-        return torch.cos(self.scale * self.shell + rings.unsqueeze(1))
 
 
 class Flat(nn.Module):

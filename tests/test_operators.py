@@ -38,6 +38,7 @@ SPECS = {
     "circular": {"padding_mode": "circular", "padding": "same"},
     "circular-1": {"padding_mode": "circular", "padding": 1},
     "transposed": {"transposed": True, "stride": 2},
+    "log-sigma": {"log_sigma": True},
 }
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support import relative_error
-from test_equivariance import largest_violation, placed, symmetries
+from support import largest_violation, relative_error
+from test_equivariance import placed
 from torch import Tensor, nn
 
 import radconv_ext
+from radconv_ext.equivariance import symmetries
 from radconv_ext.nn import pooling
 from radconv_ext.nn.pooling import CircularCrop, Residual, center_pad, circular_crop
 

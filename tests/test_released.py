@@ -7,19 +7,15 @@ that matters, the layer supplies its dense kernel and torch the convolution.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from support import ENGINES, gradients, relative_error
+from support import ENGINES, gradients, load_released, relative_error, released_kernel
 from torch import Tensor, nn
 
 import radconv_ext
@@ -35,33 +31,14 @@ TOLERANCE = {
 }
 
 
-def load(distribution: str, version: str, file: str) -> ModuleType:
-    """The module of the released layers alone: the packages' __init__ imports what they don't declare."""
-    how = "run `pip install --no-deps -r requirements/released.txt`"
-    try:
-        found = importlib.metadata.distribution(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        pytest.fail(f"{distribution} is not installed, these tests compare with it: {how}", pytrace=False)
-    if found.version != version:
-        pytest.fail(f"{distribution}: expected version {version}, installed is {found.version}: {how}", pytrace=False)
-    path = Path(str(found.locate_file(file)))
-    spec = importlib.util.spec_from_file_location(f"released_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def gmr() -> ModuleType:
-    return load("GMR-Conv", "1.0.3", "GMR_Conv/gmr_conv.py")
+    return load_released("GMR-Conv", "1.0.3", "GMR_Conv/gmr_conv.py")
 
 
 @pytest.fixture(scope="module")
 def sre() -> ModuleType:
-    return load("SRE-Conv", "1.0.2", "SRE_Conv/sre_conv.py")
+    return load_released("SRE-Conv", "1.0.2", "SRE_Conv/sre_conv.py")
 
 
 def randomise(layer: nn.Module, seed: int) -> nn.Module:
@@ -89,11 +66,6 @@ def sre_layer(sre: ModuleType, ndim: int, k: int, circular: bool, **options: Any
             options[name] = (options[name],) * ndim
     sre._SRE_ConvNd.__init__(layer, 4, 6, (k,) * ndim, force_circular=circular, **options)
     return randomise(layer, seed=k)
-
-
-def dense(layer: nn.Module) -> Tensor:
-    make = layer._make_weight_matrix if hasattr(layer, "_make_weight_matrix") else layer._make_conv_weight
-    return make(layer.weight)
 
 
 def radial(layer: nn.Module, ndim: int, x: Tensor, engine: str, transposed: bool = False, **options: Any) -> Tensor:
@@ -152,14 +124,14 @@ def test_conv(
 @pytest.mark.parametrize("ndim, k", SIZES)
 def test_kernel(gmr: ModuleType, sre: ModuleType, ndim: int, k: int, circular: bool) -> None:
     ours = gmr_layer(gmr, ndim, k, circular).double()
-    theirs = dense(ours)
+    theirs = released_kernel(ours)
     options = {"kernel_size": k, "circular": circular}
     kernel = getattr(radconv_ext, f"gmr_kernel{ndim}d")(ours.weight, ours.log_sigmas.exp(), family="banded", **options)
     assert torch.equal(kernel == 0, theirs == 0)
     assert relative_error(kernel, theirs) <= 1e-15  # worst seen 2.0e-16
 
     layer = sre_layer(sre, ndim, k, circular)
-    assert torch.equal(getattr(radconv_ext, f"sre_kernel{ndim}d")(layer.weight, **options), dense(layer))
+    assert torch.equal(getattr(radconv_ext, f"sre_kernel{ndim}d")(layer.weight, **options), released_kernel(layer))
 
 
 @pytest.mark.parametrize("ndim, k", SIZES)
@@ -207,10 +179,10 @@ def test_ring_count_is_free(gmr: ModuleType, sre: ModuleType, ndim: int, k: int,
     layer = gmr_layer(gmr, ndim, k, circular, num_rings=n).double()
     make = getattr(radconv_ext, f"gmr_kernel{ndim}d")
     kernel = make(layer.weight, layer.log_sigmas.exp(), family="banded", **options)
-    assert relative_error(kernel, dense(layer)) <= 1e-15  # worst seen 1.8e-16
+    assert relative_error(kernel, released_kernel(layer)) <= 1e-15  # worst seen 1.8e-16
 
     layer = sre_layer(sre, ndim, k, circular, sre_k=n)
-    assert torch.equal(getattr(radconv_ext, f"sre_kernel{ndim}d")(layer.weight, **options), dense(layer))
+    assert torch.equal(getattr(radconv_ext, f"sre_kernel{ndim}d")(layer.weight, **options), released_kernel(layer))
 
 
 @dataclass(frozen=True)
@@ -250,7 +222,7 @@ def test_options(
     def released(x: Tensor) -> Tensor:
         if variant.mode != "zeros":
             x = F.pad(x, (variant.pad,) * 2 * ndim, mode=variant.mode)
-        return CONV[ndim](x, dense(layer), layer.bias, **variant.options)
+        return CONV[ndim](x, released_kernel(layer), layer.bias, **variant.options)
 
     own = variant.options if variant.mode == "zeros" else {"padding": variant.pad, "padding_mode": variant.mode}
     found = worst_difference(layer, random_input(ndim), released, lambda x: radial(layer, ndim, x, engine, **own))
@@ -307,7 +279,7 @@ def test_transposed(
     found = worst_difference(
         layer,
         random_input(ndim),
-        lambda x: CONV_TRANSPOSE[ndim](x, dense(layer), layer.bias, **options),
+        lambda x: CONV_TRANSPOSE[ndim](x, released_kernel(layer), layer.bias, **options),
         lambda x: radial(layer, ndim, x, engine, transposed=True, **options),
     )
     assert found <= TOLERANCE[torch.float32]

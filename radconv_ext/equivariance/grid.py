@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import expect_floating, expect_integer, expect_tensor
+from ..nn.pooling import squared_distance
 
 __all__ = ["SmoothImage", "Symmetry", "ball", "needed", "relative_error", "rotate", "symmetries"]
 
@@ -106,10 +107,8 @@ def ball(size: Sequence[int], radius: float) -> Tensor:
     Raises:
         TypeError, ValueError: a size is not a positive int.
     """
-    squared = torch.zeros(())
-    for axis, offset in enumerate(offsets(size)):
-        squared = squared + (offset**2).view(-1, *(1,) * (len(size) - axis - 1))
-    return squared <= radius**2
+    sizes = [expect_integer("size", n, 1) for n in size]
+    return squared_distance(sizes, torch.device("cpu")) <= (2 * radius) ** 2
 
 
 def offsets(size: Sequence[int]) -> list[Tensor]:

@@ -217,15 +217,14 @@ class RadialConvNd(nn.Module):
         w: Any = own["weight"] if "weight" in own else self.weight  # noqa: SIM401  (get would read both)
         bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401
         log_sigma = own["log_sigma"] if "log_sigma" in own else self.log_sigma  # noqa: SIM401
-        p, shells = None, None
-        if log_sigma is not None:
-            p = log_sigma.exp()
-        elif self.profile is not None:
+        p, shells = log_sigma, None
+        if self.profile is not None:
             p = self.profile()
             shells = p.shape[1]
         options = (
             self.engine, self.ndim, self.family, self.num_rings, shells, self.kernel_size, self.stride, self.padding,
             self.dilation, self.groups, self.padding_mode, self.circular, self.transposed, output_padding,
+            log_sigma is not None,
         )  # fmt: skip
         if torch.compiler.is_compiling():
             spec, pad = _spec(*options)

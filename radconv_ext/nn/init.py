@@ -1,9 +1,6 @@
 """Initialisation: Kaiming's rule with the fan that a radial kernel really has.
 
 The values of a radial kernel are not independent, so neither the number of its weights nor that of its taps is the fan.
-With independent inputs of variance v, an output pixel has the variance `Var(w) * fan * v` for
-
-    fan = C/groups * sum_{i, d} P[i, shell(d)]^2        (transposed: over the product of the strides, on average).
 """
 
 from __future__ import annotations
@@ -35,7 +32,10 @@ def _energy(layer: RadialConvNd, p: Tensor | None) -> float:
 
 
 def effective_fan(layer: RadialConvNd) -> float:
-    """Effective fan-in of a radial layer at its present sigma or profile: see the module's text.
+    """Effective fan-in of a radial layer at its present sigma or profile.
+
+    That is `C/groups * sum_{i, d} P[i, shell(d)]^2` over rings and taps; of a transposed layer, over the product of the
+    strides. With independent inputs of variance v, an interior output pixel has the variance `Var(w) * fan * v`.
 
     Args:
         layer: any radial convolution of `radconv_ext.nn`, not lazy, not on the meta device.
