@@ -194,6 +194,8 @@ def test_attributes_changed_after_construction_are_honoured() -> None:
     layer.stride, layer.dilation, layer.padding = (1, 1), (2, 2), [4, 4]
     assert layer(x).shape[2:] == (12, 12)
     assert relative_error(layer(x), layer.to_conv()(x)) < 1e-5
+    layer.padding[0] = 3
+    assert layer(x).shape[2:] == (10, 12)
     layer.padding_mode = "circular"
     assert relative_error(layer(x), layer.to_conv()(x)) < 1e-5
     layer.double().engine = "cpu"

@@ -233,7 +233,8 @@ class RadialConvNd(nn.Module):
             made_from, made_under, spec, pad = self._made
             if made_from != options or made_under != current_engine():
                 spec, pad = _spec(*options)
-                self._made = options, current_engine(), spec, pad
+                if not any(isinstance(option, list) for option in options):  # which may change in place
+                    self._made = options, current_engine(), spec, pad
         if not isinstance(x, Tensor) or x.dim() != self.ndim + 2:
             check_tensors(self.ndim, "sigma" if shells is None else "profile", x, w, p, bias)
         return _call(self.ndim, x, w, p, bias, spec, pad, self.padding_mode)
