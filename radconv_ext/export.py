@@ -24,8 +24,8 @@ def decomposed() -> Iterator[None]:
     >>> any("radconv" in str(node.target) for node in program.graph.nodes)
     False
 
-    `torch.onnx.export(model, (x,), dynamo=True)` in such a block gives an ONNX model; with `optimize=False` it keeps the
-    ring weights, where the exporter would compute the dense kernel in advance.
+    `torch.onnx.export(model, (x,), dynamo=True)` in such a block gives an ONNX model; with `optimize=False` it keeps
+    the ring weights, where the exporter would compute the dense kernel in advance.
     """
     token = _decomposing.set(True)
     try:

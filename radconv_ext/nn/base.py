@@ -15,7 +15,7 @@ from ..checks import IntOrInts, expect_flag, expect_floating_dtype, expect_integ
 from ..engines import current_engine, resolve_engine
 from ..functional import _call, _radial_kernel, _spec
 from ..geometry import Geometry
-from ..problem import Options, check_tensors, make_spec, parse_spec
+from ..problem import check_tensors, parse_spec
 from ..profiles import FAMILIES, SIGMA_MIN, fwhm_sigma, sigma_max
 from .init import INITS, reset
 
@@ -104,10 +104,11 @@ class RadialConvNd(nn.Module):
         if profile is not None:
             num_rings, shells = _profile_shape(profile, num_rings)
         rings = self._rings(family, kernel_size, circular, num_rings)
-        o = self._options(
-            family, rings, shells, kernel_size, stride, padding, dilation, groups, padding_mode, circular,
-            output_padding,
+        spec, _ = _spec(
+            None, self.ndim, family, rings, shells, kernel_size, stride, padding, dilation, groups, padding_mode,
+            circular, self.transposed, output_padding,
         )  # fmt: skip
+        o = parse_spec(spec)
         if shells is not None and shells != o.geometry.buckets:
             raise ValueError(
                 f"profile: expected ({rings}, {o.geometry.buckets}), rings by shells of a {self.ndim}D kernel of size "
@@ -158,27 +159,6 @@ class RadialConvNd(nn.Module):
                 f"num_rings: expected {usual}, one per shell, or None for family 'shell', got {num_rings!r}"
             )
         return expect_integer("num_rings", num_rings, 1)
-
-    def _options(
-        self,
-        family: str,
-        rings: int,
-        shells: int | None,
-        kernel_size: IntOrInts,
-        stride: IntOrInts,
-        padding: IntOrInts | str,
-        dilation: IntOrInts,
-        groups: int,
-        padding_mode: str,
-        circular: bool,
-        output_padding: IntOrInts,
-    ) -> Options:
-        """The options of a call, checked as a call checks them."""
-        spec, _ = make_spec(
-            "auto", self.ndim, family, rings, shells, kernel_size, stride, padding, dilation, groups, padding_mode,
-            circular, self.transposed, output_padding,
-        )  # fmt: skip
-        return parse_spec(spec)
 
     def _weight_shape(self, in_channels: int) -> tuple[int, int, int]:
         first, second = (in_channels, self.out_channels) if self.transposed else (self.out_channels, in_channels)
