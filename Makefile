@@ -4,7 +4,7 @@
 # make gpu OUT=folder                 on a machine with an NVIDIA GPU, with its own Python and torch, without network
 # make clean                          removes what was built, and .venv
 #
-# Variables: JOBS (2: processes for the tests that run GPU kernels on the CPU), PYTHON (python3), RADCONV_CUDA (auto, on,
+# Variables: JOBS (2: processes for the tests), PYTHON (python3), RADCONV_CUDA (auto, on,
 # off), RADCONV_CUDA_ARCHS, CXX, OUT.
 
 PYTHON ?= python3
@@ -15,8 +15,8 @@ STAMPS := $(VENV)/stamps
 BUILD_INPUTS := $(shell find csrc) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES     = $(shell find csrc tests/emulation -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
-# kernels on the CPU, the longest tests first
-SLOW := tests/test_emulation.py tests/test_triton.py tests/test_cuda.py tests/test_depthwise_emulated.py
+# the longest tests first, so that no process is left with one of them at the end
+SLOW := tests/test_emulation.py tests/test_resources.py tests/test_triton.py tests/test_cuda.py
 
 .PHONY: demo test check bench docs docs-python emulation gpu clean FORCE
 .DELETE_ON_ERROR:
@@ -26,8 +26,7 @@ demo: $(STAMPS)/demo $(STAMPS)/install
 	$(BIN)/python -m radconv_ext demo
 
 test: $(STAMPS)/test $(STAMPS)/released $(STAMPS)/install emulation
-	$(BIN)/pytest -q --durations=15 $(SLOW:%=--ignore=%)
-	$(BIN)/pytest -q --durations=5 -n $(or $(JOBS),2) $(SLOW)
+	$(BIN)/pytest -q --durations=15 -n $(or $(JOBS),2) --dist loadgroup $(SLOW) tests
 
 emulation: $(STAMPS)/test
 	$(BIN)/python tests/emulation/build.py

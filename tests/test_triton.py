@@ -151,7 +151,7 @@ def test_combined_rings(
 @pytest.mark.parametrize("id", ["batch-33", "channels-last-depthwise"])
 def test_many_shares_of_the_pixels(id: str, monkeypatch: pytest.MonkeyPatch, launches: list[launch.Launch]) -> None:
     """More splits than `finish` adds at a time."""
-    case = replace(BY_ID[id], batch=70)
+    case = replace(BY_ID[id], batch=70, size=(5, 5))
     monkeypatch.setattr(plan, "multiprocessors", lambda device: 1000)
     agree(case, "float32")
     splits, sums = launches[-1].argument("splits"), launches[2]
