@@ -41,9 +41,9 @@ class NativeInfo(TypedDict):
 
     built: bool
     loads: bool
-    #: "GNU 12.2.0"
+    #: such as "GNU 12.2.0"
     compiler: str | None
-    #: instruction sets of the CPU kernels: "baseline", "avx2", "avx512"
+    #: instruction sets of the CPU kernels, out of "baseline", "avx2", "avx512"
     isas: list[str]
     reason: str | None
 
@@ -52,13 +52,13 @@ class CudaInfo(TypedDict):
     """The CUDA part in the compiled module. `reason` is None exactly when they can run on this machine."""
 
     built: bool
-    #: "13.0"
+    #: such as "13.0"
     nvcc: str | None
-    #: CMake's names: "80-real" is machine code alone, "90" is machine code and PTX
+    #: in CMake's names; "80-real" is machine code alone, "90" is machine code and PTX
     architectures: list[str]
     #: 1000 * major + 10 * minor; None when the kernels aren't built or don't load
     runtime_version: int | None
-    #: newest runtime the driver serves, same form; 0: no driver
+    #: newest runtime the driver serves, in the same form; 0 without a driver
     driver_version: int | None
     device_count: int | None
     reason: str | None
@@ -67,7 +67,7 @@ class CudaInfo(TypedDict):
 class BuildInfo(TypedDict):
     """Result of `build_info()`."""
 
-    #: radconv_ext, python, torch, triton; None: not installed
+    #: of radconv_ext, python, torch and triton; None where it is not installed
     versions: dict[str, str | None]
     native: NativeInfo
     cuda: CudaInfo
