@@ -12,15 +12,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch import eager_transforms
 from torch.autograd import Function
 
 from . import reference
 from .problem import build_problem
 
-__all__ = ["RadialConv", "RadialConvBackward"]
+__all__ = ["RadialConv", "RadialConvBackward", "nested_forward_mode"]
 
 _forward_op = torch.ops.radconv_ext.conv.default
 _backward_op = torch.ops.radconv_ext.conv_backward.default
+
+
+def nested_forward_mode() -> bool:
+    """Whether one torch.func.jvp runs within another: a Function's own tangent would lose the outer one's."""
+    return eager_transforms.JVP_NESTING > 1
 
 
 class _Rule(Function):
@@ -49,6 +55,11 @@ def _merged(t: Tensor, dim: int | None, size: int) -> Tensor:
     return batched.flatten(0, 1)
 
 
+def _rows(t: Tensor, dim: int | None) -> int:
+    """Length of the first axis without the batch of vmap."""
+    return t.shape[0] if dim is None else t.movedim(dim, 0).shape[1]
+
+
 class RadialConv(_Rule):
     """The operator; gradients for x, w, p (sigma or profile) and bias, only those that are needed."""
 
@@ -67,7 +78,9 @@ class RadialConv(_Rule):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, w, p = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:4]
-        if torch._C._are_functorch_transforms_active():
+        if nested_forward_mode():
+            found = _gradient_formula(ctx.spec, ctx.saved_tensors, wanted)(grads[0], x, w, p)
+        elif torch._C._are_functorch_transforms_active():
             found = RadialConvBackward.apply(grads[0], x, w, p, ctx.spec, wanted)
         elif torch.is_grad_enabled():
             found = _backward_op(grads[0], x, w, p, ctx.spec, wanted)
@@ -95,7 +108,7 @@ class RadialConv(_Rule):
         size = info.batch_size
         if any(d is not None for d in in_dims[1:]):
             return torch.stack(_each(RadialConv.apply, size, in_dims, args)), 0
-        return RadialConv.apply(_merged(x, in_dims[0], size), *rest).unflatten(0, (size, -1)), 0
+        return RadialConv.apply(_merged(x, in_dims[0], size), *rest).unflatten(0, (size, _rows(x, in_dims[0]))), 0
 
 
 class RadialConvBackward(_Rule):
@@ -119,12 +132,14 @@ class RadialConvBackward(_Rule):
         # torch.func differentiates by these arguments alone: `grad` may depend on the others, and torch.autograd
         # would follow that path and count it twice
         inputs = [t for t in ctx.saved_tensors if t is not None]
-        found = torch.func.vjp(_gradient_formula(ctx), *inputs)[1](seconds)
+        formula = _gradient_formula(ctx.spec, ctx.saved_tensors[1:], ctx.wanted)
+        found = torch.func.vjp(formula, *inputs)[1](seconds)
         return (*found, *(None,) * (6 - len(found)))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _tangent(_gradient_formula(ctx), ctx.saved_tensors, tangents[:4])
+        formula = _gradient_formula(ctx.spec, ctx.saved_tensors[1:], ctx.wanted)
+        return _tangent(formula, ctx.saved_tensors, tangents[:4])
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -137,17 +152,18 @@ class RadialConvBackward(_Rule):
             ]
         else:
             merged = (_merged(t, d, size) for t, d in zip((grad, x), in_dims, strict=False))
-            found = [g.unflatten(0, (size, -1)) for g in RadialConvBackward.apply(*merged, *rest, wanted)]
+            rows = (size, _rows(x, in_dims[1]))
+            found = [g.unflatten(0, rows) for g in RadialConvBackward.apply(*merged, *rest, wanted)]
         return tuple(found), (0,) * len(found)
 
 
-def _gradient_formula(ctx: Any) -> Callable[..., tuple[Tensor, ...]]:
+def _gradient_formula(spec: str, saved: Sequence[Any], wanted: Sequence[bool]) -> Callable[..., tuple[Tensor, ...]]:
     """The backward by the reference formulas, a function of grad, x, w and p."""
-    _, x, w, p = ctx.saved_tensors
-    problem = build_problem(ctx.spec, x, w, p, None)
+    x, w, p = saved
+    problem = build_problem(spec, x, w, p, None)
 
     def formula(grad: Tensor, x: Tensor, w: Tensor, p: Tensor | None = None) -> tuple[Tensor, ...]:
-        firsts = reference.backward(problem, grad, x, w, problem.sigma(p), ctx.wanted)
+        firsts = reference.backward(problem, grad, x, w, problem.sigma(p), wanted)
         firsts[2] = problem.sigma_gradient(p, firsts[2])
         return tuple(f for f in firsts if f is not None)
 

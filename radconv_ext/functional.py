@@ -20,9 +20,8 @@ from .checks import IntOrInts, expect_one_of
 from .docstrings import fill
 from .engines import resolve_engine
 from .ops import conv as _conv_op
-from .ops import conv_transformed, differentiating
+from .ops import conv_decomposed, conv_transformed, differentiating
 from .problem import (
-    build_problem,
     check_explicit_padding,
     check_kernel,
     check_tensors,
@@ -49,11 +48,6 @@ _decomposing: ContextVar[bool] = ContextVar("radconv_ext_decomposing", default=F
 def _decomposes() -> bool:
     """Whether what is traced is to have torch's operators in place of ours: see `export.decomposed`."""
     return _decomposing.get()
-
-
-def _decomposed(x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, spec: str) -> Tensor:
-    problem = build_problem(spec, x, w, p, bias)
-    return reference.forward(problem, x, w, problem.sigma(p), bias)
 
 
 def _radial_conv(
@@ -103,7 +97,11 @@ def _call(
         check_explicit_padding(x, pad, padding_mode)
         x = F.pad(x, pad, mode=padding_mode)
     if torch.compiler.is_compiling():
-        y = _decomposed(x, w, p, bias, spec) if _decomposes() else _conv_op(x, w, p, bias, spec)
+        # torch.compile looks into torch.func's transforms, but into no operator
+        if torch._C._are_functorch_transforms_active() or _decomposes():
+            y = conv_decomposed(x, w, p, bias, spec)
+        else:
+            y = _conv_op(x, w, p, bias, spec)
     elif torch._C._are_functorch_transforms_active():
         y = conv_transformed(x, w, p, bias, spec)
     elif torch.is_grad_enabled() or differentiating():

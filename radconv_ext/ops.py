@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from . import reference
 from .problem import RadialConvProblem, build_problem, problem_of
 
-__all__ = ["conv", "conv_backward", "conv_transformed", "differentiating"]
+__all__ = ["conv", "conv_backward", "conv_decomposed", "conv_transformed", "differentiating"]
 
 _library = torch.library.Library("radconv_ext", "DEF")
 # Compiled code must hand the kernels the very strides that were traced: the output's layout follows the input's.
@@ -28,7 +29,7 @@ _library.define(
 conv = torch.ops.radconv_ext.conv.default
 conv_backward = torch.ops.radconv_ext.conv_backward.default
 
-from .autograd import RadialConv, RadialConvBackward  # noqa: E402  (needs the operators above)
+from .autograd import RadialConv, RadialConvBackward, nested_forward_mode  # noqa: E402  (needs the operators above)
 
 # --- any device: look the problem up, let its engine work ------------------------------------------------------------
 
@@ -157,8 +158,16 @@ for _device_type, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
     _register_autocast(_device_type, _key)
 
 
+def conv_decomposed(x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, spec: str) -> Tensor:
+    """The operator written out in torch's own."""
+    problem = build_problem(spec, x, w, p, bias)
+    return reference.forward(problem, x, w, problem.sigma(p), bias)
+
+
 def conv_transformed(x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, spec: str) -> Tensor:
     """The operator under torch.func's transforms, which reach a Function's rules, but not an operator's in Python."""
+    if nested_forward_mode():
+        return conv_decomposed(x, w, p, bias, spec)
     device_type = x.device.type
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         x, w, p, bias = _autocast(device_type, x, w, p, bias)

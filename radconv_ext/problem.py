@@ -9,6 +9,7 @@ everything, and derives the geometry that every engine works from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -30,7 +31,7 @@ from .checks import (
 )
 from .geometry import Geometry, shell_count
 from .precision import product_precision
-from .profiles import FAMILIES, Family
+from .profiles import FAMILIES, Family, sigma_max
 
 __all__ = ["PADDING_MODES", "Core", "Options", "RadialConvProblem", "make_spec", "parse_spec", "problem_of"]
 
@@ -355,7 +356,7 @@ class RadialConvProblem:
         """Dtype of sums over pixels: x's, or float32 beside a half-precision x."""
         return torch.float32 if self.dtype in HALF else self.dtype
 
-    @cached_property
+    @property
     def memory_format(self) -> torch.memory_format:
         if not self.channels_last:
             return torch.contiguous_format
@@ -405,11 +406,15 @@ class RadialConvProblem:
 
     def sigma(self, p: Tensor | None) -> Tensor | None:
         """What engines take: sigma, where a call gives its logarithm; else p as it is."""
-        return p.exp() if self.options.log_sigma and p is not None else p
+        if p is None or not self.options.log_sigma:
+            return p
+        # beyond the bound where sigma is clamped anyway, and before it is infinite: 0 * inf would be a NaN gradient
+        return p.clamp_max(math.log(sigma_max(self.options.rings)) + 1).exp()
 
     def sigma_gradient(self, p: Tensor | None, grad: Tensor | None) -> Tensor | None:
         """The gradient by p from that by `sigma(p)`."""
-        return grad * p.exp() if self.options.log_sigma and p is not None and grad is not None else grad
+        sigma = self.sigma(p)
+        return grad if sigma is p or sigma is None or grad is None else grad * sigma
 
     @cached_property
     def engine(self) -> Any:
@@ -440,6 +445,17 @@ def check_tensors(ndim: int, parameter: str, x: Any, w: Any, p: Any, bias: Any) 
     check_weights(parameter, w, p)
     if bias is not None:
         expect_tensor("bias", bias)
+    _check_rank(ndim, x)
+
+
+def check_input(ndim: int, x: Any) -> None:
+    """What a layer needs to learn its channels."""
+    expect_tensor("x", x)
+    expect_floating("x", x)
+    _check_rank(ndim, x)
+
+
+def _check_rank(ndim: int, x: Tensor) -> None:
     if x.dim() not in (ndim + 1, ndim + 2):
         raise ValueError(
             f"x: expected {ndim + 2} dimensions (B, C, {ndim} spatial), or {ndim + 1} without batch, "

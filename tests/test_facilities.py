@@ -91,6 +91,19 @@ def test_compile_dynamic_batch() -> None:
     assert counter.frame_count == 2  # once more, to record gradients
 
 
+def test_compile_with_an_output_size() -> None:
+    """As a decoder asks for the size of its skip connection."""
+    torch._dynamo.reset()
+    layer = KINDS["transposed"]()
+    compiled = torch.compile(lambda x, skip: layer(x, output_size=skip.shape[2:]), fullgraph=True, backend="aot_eager")
+    for size in ((7, 8), (9, 5), (6, 6)):
+        for extra in (0, 1):
+            skip = torch.randn(1, 1, 2 * size[0] + 1 + extra, 2 * size[1] + 1)
+            x = torch.randn(1, 4, *size)
+            assert compiled(x, skip).shape[2:] == skip.shape[2:]
+            assert relative_error(compiled(x, skip), layer(x, output_size=skip.shape[2:])) < 1e-6
+
+
 def test_compiled_training_equals_eager() -> None:
     """200 steps from the same seed, loss by loss."""
     torch._dynamo.reset()
@@ -251,6 +264,45 @@ def test_forward_mode(kind: str, engine: str) -> None:
 
     by_reverse = torch.func.jacrev(torch.func.jacrev(loss))(weights[name])
     assert relative_error(torch.func.hessian(loss)(weights[name]), by_reverse) < 100 * bound
+
+
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
+def test_nested_forward_mode(engine: str) -> None:
+    """Forward over forward, alone and around reverse, where a Function's own rule would lose the outer tangent."""
+    layer, x = layer_on(engine)
+    weights = parameters_of(layer)
+
+    def loss(t: Tensor) -> Tensor:
+        return functional_call(layer, {**weights, "log_sigma": t}, (x,)).pow(3).sum()
+
+    at = weights["log_sigma"]
+    bound = 100 * ENGINE_BOUND[engine]
+    expected = torch.func.jacrev(torch.func.jacrev(loss))(at)
+    assert relative_error(torch.func.jacfwd(torch.func.jacfwd(loss))(at), expected) < bound
+    third = torch.func.jacrev(torch.func.jacrev(torch.func.jacrev(loss)))(at)
+    jacfwd, grad = torch.func.jacfwd, torch.func.grad
+    assert relative_error(jacfwd(jacfwd(grad(loss)))(at), third) < bound
+    assert relative_error(jacfwd(grad(lambda t: jacfwd(loss)(t).sum()))(at), third.sum(0)) < bound
+    pull = torch.func.vjp(loss, at)[1]
+    assert torch.equal(pull(torch.ones_like(loss(at)))[0], grad(loss)(at))
+
+
+def test_vmap_over_nothing() -> None:
+    layer = KINDS["gmr"]()
+    assert torch.vmap(layer)(torch.randn(0, *SHAPE)).shape == (0, 3, 6, 11, 12)
+
+
+def test_func_within_compile() -> None:
+    torch._dynamo.reset()
+    layer = KINDS["gmr"]()
+    x = torch.randn(SHAPE)
+
+    def by_parameters(parameters: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+        return torch.func.grad(lambda p: functional_call(layer, p, (x,)).square().sum())(parameters)
+
+    got = torch.compile(by_parameters, fullgraph=True, backend="aot_eager")(parameters_of(layer), x)
+    expected = by_parameters(parameters_of(layer), x)
+    assert_same(list(got.values()), list(expected.values()), 1e-5)
 
 
 def test_func_under_autocast() -> None:

@@ -36,6 +36,11 @@ class Flat(nn.Module):
         return torch.ones(3)
 
 
+class Nothing(nn.Module):
+    def forward(self) -> Tensor:
+        return torch.zeros(3, 5)
+
+
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +140,7 @@ def test_output_size_of_a_transposed_module() -> None:
 
 
 WRONG = [
+    ({"in_channels": None}, "in_channels: expected an int, got None"),
     ({"in_channels": 0}, "in_channels: expected at least 1, got 0"),
     ({"out_channels": 6.0}, "out_channels: expected an int, got 6.0"),
     ({"groups": 3}, "in_channels: expected a multiple of groups = 3, got 4"),
@@ -175,6 +181,7 @@ def test_wrong_combinations_are_named() -> None:
         (lambda: rnn.RadialConv2d(4, 6, 7, profile=bumps), r"profile: expected \(3, 8\)"),
         (lambda: rnn.RadialConv2d(4, 6, 5, profile=torch.ones(3, 5)), "profile: expected a torch.nn.Module"),
         (lambda: rnn.RadialConv2d(4, 6, 5, profile=Flat()), "profile: expected a module that gives a tensor"),
+        (lambda: rnn.RadialConv2d(4, 6, 5, profile=Nothing()), "profile: expected finite values that are not all 0"),
         (lambda: rnn.GMRConvTranspose2d(4, 6, 5, padding="same"), "padding: expected an int or 2 of them"),
         (lambda: rnn.GMRConvTranspose2d(4, 6, 5, padding_mode="reflect"), "padding_mode: expected 'zeros'"),
         (lambda: rnn.GMRConvTranspose2d(4, 6, 5, output_padding=1), "output_padding: expected less than stride"),
@@ -247,6 +254,38 @@ def test_lazy_modules(method: str, transposed: bool) -> None:
     assert third.in_channels is None
     with pytest.raises(ValueError, match="x: expected channels in a multiple of groups = 2, got 3"):
         third(torch.randn(2, 3, 9, 9))
+
+
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        (torch.randn(2, 4, 9, 9, 9), "x: expected 4 dimensions"),
+        (torch.randn(9, 9), "x: expected 4 dimensions"),
+        ([1.0], "x: expected a torch.Tensor, got list"),
+        (torch.randn(2, 0, 9, 9), "x: expected at least one channel"),
+        (torch.ones(2, 4, 9, 9, dtype=torch.int32), "x: expected a floating-point tensor"),
+    ],
+)
+def test_lazy_modules_survive_a_wrong_input(wrong: Any, sentence: str) -> None:
+    lazy = rnn.LazyGMRConv2d(6, 5)
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        lazy(wrong)
+    assert lazy(torch.randn(2, 4, 9, 9)).shape == (2, 6, 5, 5)
+
+
+def test_lazy_modules_have_nothing_to_draw() -> None:
+    lazy = rnn.LazyGMRConv2d(6, 5)
+    lazy.reset_parameters()
+    for function in (rnn.effective_fan, rnn.kaiming_normal_):
+        with pytest.raises(ValueError, match="layer: expected one that knows its channels"):
+            function(lazy)
+
+
+def test_input_by_name_as_torch_has_it() -> None:
+    layer, transposed = rnn.GMRConv2d(4, 6, 5), rnn.GMRConvTranspose2d(4, 6, 5)
+    x = torch.randn(2, 4, 9, 9)
+    assert torch.equal(layer(input=x), layer(x))
+    assert torch.equal(transposed(input=x, output_size=(13, 13)), transposed(x))
 
 
 # ---- initialisation --------------------------------------------------------------------------------------------------
@@ -339,6 +378,12 @@ def test_sigma_starts_at_the_ring_width_and_is_clamped() -> None:
     assert relative_error(layer(x), expected) < 1e-6
     layer.reset_parameters()
     assert torch.allclose(layer.sigma, radconv_ext.default_sigma(9))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        wide = rnn.GMRConv2d(4, 6, 9, dtype=dtype)
+        with torch.no_grad():
+            wide.log_sigma.fill_(100.0)  # whose exponential is infinite
+        (grad,) = torch.autograd.grad(wide(x.to(dtype)).float().sum(), wide.log_sigma, create_graph=True)
+        assert grad.tolist() == [0.0] * 5
     fixed = rnn.GMRConv2d(4, 6, 9, train_sigma=False)
     assert "log_sigma" not in dict(fixed.named_parameters())
     assert fixed.state_dict().keys() == layer.state_dict().keys()
@@ -454,6 +499,9 @@ def model(layer: nn.Module) -> nn.Module:
         pytest.param(
             rnn.SREConv2d(4, 6, 5, circular=False), rnn.SREConv2d(4, 6, 7), ("binary cube", "binary disk"), id="support"
         ),
+        pytest.param(
+            rnn.GMRConvTranspose2d(4, 4, 5), rnn.GMRConv2d(4, 4, 5), ("gaussian disk transposed",), id="transposed"
+        ),
         pytest.param(nn.Conv2d(4, 6, 5), rnn.GMRConv2d(4, 6, 5), ("dense kernel (6, 4, 5, 5)",), id="dense"),
     ],
 )  # fmt: skip
@@ -479,6 +527,27 @@ def test_checkpoints_without_identity_fail_by_shape_or_name() -> None:
     assert rnn.GMRConv2d(4, 6, 5).load_state_dict(bare, strict=False).missing_keys == ["_extra_state"]
     with pytest.raises(RuntimeError, match=r"the checkpoint has 3 rings.*num_rings=3"):
         rnn.GMRConv2d(4, 6, 7).load_state_dict(bare, strict=False)
+
+
+@pytest.mark.parametrize("other", ["hello", None, b"2d k=5", torch.randn(7) * 1e6, torch.tensor([300.0])])
+def test_unreadable_identities_are_refused(other: Any) -> None:
+    state = rnn.GMRConv2d(4, 6, 5).state_dict() | {"_extra_state": other}
+    with pytest.raises(RuntimeError, match=r"can't be read; where they are known to be those of a layer '2d k=5 n=3"):
+        rnn.GMRConv2d(4, 6, 5).load_state_dict(state)
+
+
+def test_averaged_and_cast_checkpoints_are_read() -> None:
+    first, second = rnn.GMRConv2d(4, 6, 5).state_dict(), rnn.GMRConv2d(4, 6, 5).state_dict()
+    for state in (
+        {name: 0.9 * first[name] + 0.1 * second[name] for name in first},
+        {name: torch.stack([first[name], second[name]]).mean(0) for name in first},
+        {name: t.half() for name, t in first.items()},
+        {name: t.bfloat16() for name, t in first.items()},
+        {name: t.clone().mul_(0.9).add_(second[name], alpha=0.1) for name, t in first.items()},
+    ):
+        rnn.GMRConv2d(4, 6, 5).load_state_dict(state)
+        with pytest.raises(RuntimeError, match="saved from a layer '2d k=5"):
+            rnn.GMRConv2d(4, 6, 4).load_state_dict(state)
 
 
 # ---- parameter groups ------------------------------------------------------------------------------------------------

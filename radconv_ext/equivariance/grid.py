@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +115,7 @@ def ball(size: Sequence[int], radius: float) -> Tensor:
 def offsets(size: Sequence[int]) -> list[Tensor]:
     """Positions of the pixels from the image centre, one tensor per axis, float64."""
     sizes = [expect_integer("size", n, 1) for n in size]
-    return [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in sizes]
+    return [torch.arange(n, dtype=torch.float64, device="cpu") - (n - 1) / 2 for n in sizes]
 
 
 def relative_error(found: Tensor, expected: Tensor, inside: Tensor | None = None) -> float:
@@ -244,11 +245,12 @@ class SmoothImage:
             positions[first], positions[second] = _turned_back(positions[first], positions[second], degrees)
         p = torch.stack(positions).flatten(1)  # (ndim, pixels)
 
-        draw = torch.Generator().manual_seed(self.seed)
-        directions = torch.randn(WAVES, len(spatial), generator=draw, dtype=torch.float64)
-        radii = torch.rand(WAVES, 1, generator=draw, dtype=torch.float64) ** (1 / len(spatial))
+        draw = torch.Generator("cpu").manual_seed(self.seed)
+        drawn: dict[str, Any] = {"generator": draw, "dtype": torch.float64, "device": "cpu"}
+        directions = torch.randn(WAVES, len(spatial), **drawn)
+        radii = torch.rand(WAVES, 1, **drawn) ** (1 / len(spatial))
         frequencies = LARGEST_FREQUENCY * radii * directions / directions.norm(dim=1, keepdim=True)
-        strength = torch.randn(2, *self.size[:2], WAVES, generator=draw, dtype=torch.float64) / WAVES**0.5
+        strength = torch.randn(2, *self.size[:2], WAVES, **drawn) / WAVES**0.5
         phase = 2 * math.pi * frequencies @ p  # (waves, pixels)
         waves = strength[0] @ phase.cos() + strength[1] @ phase.sin()  # (B, C, pixels)
         inside = (1 - p.square().sum(0) / (min(spatial) / 2) ** 2).clamp_min(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -299,6 +300,8 @@ def expect_model(model: Any) -> None:
     """A module whose parameters have shapes."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"model: expected one that is not scripted, got a {type(model).__name__}")
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         raise ValueError("model: expected one whose parameters have shapes, got a lazy one: call it once before")
 
@@ -351,10 +354,10 @@ def _angles(angles: Iterable[float] | None, ndim: int, notes: list[str]) -> tupl
             notes.append("angles were left out: scipy is not installed")
             return ()
         return ANGLES
-    chosen = tuple(angles)
+    chosen: tuple[Any, ...] = tuple(angles)
     if chosen and ndim == 1:
         raise ValueError(f"angles: expected none for an input with one spatial axis, got {chosen}")
-    if not all(isinstance(angle, (int, float)) and math.isfinite(angle) for angle in chosen):
+    if not all(isinstance(angle, Real) and math.isfinite(angle) for angle in chosen):
         raise ValueError(f"angles: expected finite degrees, got {chosen}")
     if any(angle % 90 for angle in chosen):
         needed("scipy.ndimage")

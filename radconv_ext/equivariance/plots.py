@@ -90,7 +90,7 @@ def plot_kernels(model: nn.Module, *, kernels: int = 4) -> Figure:
 
 def _draw_kernels(part: SubFigure, places: Sequence[Axes], layer: RadialConvNd, dense: Tensor) -> None:
     k, ndim = layer.kernel_size[0], layer.ndim
-    outside = torch.tensor(layer.geometry.bucket).view((k,) * ndim) == OUTSIDE
+    outside = torch.tensor(layer.geometry.bucket, device="cpu").view((k,) * ndim) == OUTSIDE
     dense = dense.masked_fill(outside, torch.nan)
     if ndim == 3:
         dense = dense[:, :, k // 2]

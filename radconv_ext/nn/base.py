@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import Parameter, UninitializedParameter, is_lazy
 
 from ..checks import IntOrInts, expect_flag, expect_floating_dtype, expect_integer, expect_one_of, per_axis
 from ..engines import current_engine, resolve_engine
 from ..functional import _call, _radial_kernel, _spec
 from ..geometry import Geometry
-from ..problem import check_tensors, parse_spec
+from ..problem import check_tensors, check_weights, parse_spec
 from ..profiles import FAMILIES, SIGMA_MIN, fwhm_sigma, sigma_max
 from .init import INITS, reset
 
@@ -31,17 +32,23 @@ _PLAIN: dict[tuple[int, bool], Any] = {
 }
 
 
-def identity(ndim: int, kernel_size: int, rings: int, family: str, circular: bool) -> Tensor:
+def identity(ndim: int, kernel_size: int, rings: int, family: str, circular: bool, transposed: bool = False) -> Tensor:
     """What a layer's ring weights mean, in the operators' words, such as `2d k=9 n=5 gaussian disk`.
 
-    As bytes: a tensor, so that every checkpoint format takes it.
+    As the letters' codes in float32: a tensor, so that every checkpoint format takes it, and one that stays what it is
+    where checkpoints are averaged or cast.
     """
     text = f"{ndim}d k={kernel_size} n={rings} {family} {'disk' if circular else 'cube'}"
-    return torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
+    codes = list(f"{text} transposed".encode() if transposed else text.encode())
+    return torch.tensor(codes, dtype=torch.float32, device="cpu")
 
 
-def _text(state: Tensor) -> str:
-    return bytes(state.tolist()).decode(errors="replace")
+def _text(state: Any) -> str | None:
+    """The words of an `identity`, None where it can't be read."""
+    try:
+        return bytes(round(code) for code in state.flatten().tolist()).decode("ascii")
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return None
 
 
 class RadialConvNd(nn.Module):
@@ -82,7 +89,7 @@ class RadialConvNd(nn.Module):
         output_padding: IntOrInts = 0,
     ) -> None:
         super().__init__()
-        if in_channels is not None:
+        if in_channels is not None or not isinstance(self, LazyModuleMixin):
             in_channels = expect_integer("in_channels", in_channels, 1)
         out_channels = expect_integer("out_channels", out_channels, 1)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
@@ -166,6 +173,8 @@ class RadialConvNd(nn.Module):
 
     def _materialize(self, in_channels: int) -> None:
         """What a lazy module does once it knows its input."""
+        if in_channels < 1:
+            raise ValueError("x: expected at least one channel, got 0")
         if in_channels % self.groups:
             raise ValueError(f"x: expected channels in a multiple of groups = {self.groups}, got {in_channels}")
         assert isinstance(self.weight, UninitializedParameter)
@@ -188,8 +197,8 @@ class RadialConvNd(nn.Module):
             return log_sigma.exp()
         return None if self.profile is None else self.profile()
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, *S) -> (B, O, *S')
-        return self._convolve(x, self.output_padding)
+    def forward(self, input: Tensor) -> Tensor:  # (B, C, *S) -> (B, O, *S')
+        return self._convolve(input, self.output_padding)
 
     def _convolve(self, x: Tensor, output_padding: tuple[int, ...]) -> Tensor:
         # a module's __getattr__ takes half a microsecond: not for what lies where it usually does
@@ -200,6 +209,8 @@ class RadialConvNd(nn.Module):
         p, shells = log_sigma, None
         if self.profile is not None:
             p = self.profile()
+            if p.dim() != 2:
+                check_weights("profile", w, p)
             shells = p.shape[1]
         options = (
             self.engine, self.ndim, self.family, self.num_rings, shells, self.kernel_size, self.stride, self.padding,
@@ -264,9 +275,9 @@ class RadialConvNd(nn.Module):
             groups=self.groups, bias=self.bias is not None, padding_mode=self.padding_mode, device=kernel.device,
             dtype=kernel.dtype, **extra,
         )  # fmt: skip
-        conv.weight.copy_(kernel)
+        conv.weight.copy_(kernel).requires_grad_(self.weight.requires_grad)
         if self.bias is not None:
-            conv.bias.copy_(self.bias)
+            conv.bias.copy_(self.bias).requires_grad_(self.bias.requires_grad)
         return conv.train(self.training)
 
     # ---- what is printed and saved -------------------------------------------------------------------------------
@@ -294,7 +305,7 @@ class RadialConvNd(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """What the ring weights mean, so that no other layer takes them for its own: see `identity`."""
-        return identity(self.ndim, self.kernel_size[0], self.num_rings, self.family, self.circular)
+        return identity(self.ndim, self.kernel_size[0], self.num_rings, self.family, self.circular, self.transposed)
 
     def set_extra_state(self, state: Any) -> None:
         """Nothing to restore: `_load_from_state_dict` has compared it."""
@@ -333,10 +344,16 @@ def _why_not_load(layer: RadialConvNd, state_dict: dict[str, Any], prefix: str) 
         )
     own = _text(layer.get_extra_state())
     saved = state_dict.get(prefix + "_extra_state")
-    if isinstance(saved, Tensor) and not saved.is_meta and _text(saved) != own:
+    meta = isinstance(saved, Tensor) and saved.is_meta  # has no content
+    if prefix + "_extra_state" in state_dict and not meta and (text := _text(saved)) != own:
+        if text is None:
+            return (
+                "the checkpoint's '_extra_state', which says what the ring weights mean, can't be read; where they are "
+                f"known to be those of a layer {own!r}, delete the entry and load with strict=False"
+            )
         return (
-            f"the checkpoint was saved from a layer {_text(saved)!r}, this one is {own!r}; the same numbers would mean "
-            "another kernel: build the layer with the checkpoint's kernel_size (k), num_rings (n), family and circular "
+            f"the checkpoint was saved from a layer {text!r}, this one is {own!r}; the same numbers would mean another "
+            "kernel: build the layer with the checkpoint's kernel_size (k), num_rings (n), family and circular "
             "(disk: True, cube: False)"
         )
     rings = f"ring weights of shape (*, *, {layer.num_rings}), as the layer is {own!r}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .base import RadialConvNd
+from .modules import Transposed
 
 __all__ = ["FoldReport", "Folded", "FuseReport", "Fused", "fold", "fuse_bn"]
 
@@ -56,6 +57,10 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     return model
 
 
+# those that are known: a subclass may do anything
+FORWARDS = (RadialConvNd.forward, Transposed.forward, _BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
 def _has_hooks(module: nn.Module) -> bool:
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name) for name in hooks)
@@ -73,11 +78,17 @@ def fold(model: nn.Module) -> tuple[nn.Module, FoldReport]:
         The new model, and a report of the layers that were folded.
 
     Raises:
-        ValueError: a lazy layer that has not seen an input, or hooks on a radial layer, which would be lost.
+        ValueError: a lazy layer that has not seen an input; hooks on a radial layer, or a forward of a subclass, which
+            would be lost.
     """
     for name, layer in _radial_layers(model):
         if layer.in_channels is not None and _has_hooks(layer):  # a lazy one has its own
             raise ValueError(f"fold: expected radial layers without hooks, which would be lost, got some on {name!r}")
+        if type(layer).forward not in FORWARDS:
+            raise ValueError(
+                f"fold: expected radial layers with the forward of their class, got {name!r}, a {type(layer).__name__} "
+                "with one of its own, which would be lost"
+            )
     folded = copy.deepcopy(model)
     plain: dict[RadialConvNd, nn.Module] = {}
     report = []
@@ -115,52 +126,82 @@ class FuseReport:
 
 
 class _Tracer(fx.Tracer):
-    """Looks into modules, but for torch's own, radial layers, and those that are known to be opaque."""
+    """Looks into modules, but for torch's own, radial layers, batch norms, and those that are known to be opaque."""
 
     def __init__(self, opaque: set[nn.Module]) -> None:
         super().__init__()
         self.opaque = opaque
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, RadialConvNd) or m in self.opaque or super().is_leaf_module(m, module_qualified_name)
+        leaf = isinstance(m, (RadialConvNd, _BatchNorm)) or m in self.opaque
+        return leaf or super().is_leaf_module(m, module_qualified_name)
 
 
-def _graphs(model: nn.Module) -> list[tuple[str, fx.Graph]]:
-    """The model's graph; where a forward can't be traced, those of its parts. Each with the prefix of its names."""
-    opaque: set[nn.Module] = set()
-    found: list[tuple[str, fx.Graph]] = []
+def _graph(model: nn.Module) -> tuple[fx.Graph, list[str]]:
+    """The model's graph, and the names of the modules whose forward can't be traced: leaves of the graph."""
+    opaque: dict[nn.Module, str] = {}
 
-    def visit(module: nn.Module, prefix: str) -> tuple[str, fx.Graph] | None:
-        tracer = _Tracer(opaque)
-        if tracer.is_leaf_module(module, prefix):
+    def visit(module: nn.Module, name: str) -> fx.Graph | None:
+        tracer = _Tracer(set(opaque))
+        if tracer.is_leaf_module(module, name):
             return None
-        parts = [visit(child, f"{prefix}{name}.") for name, child in module.named_children()]
+        for child_name, child in module.named_children():
+            visit(child, f"{name}.{child_name}" if name else child_name)
         try:
-            return prefix, tracer.trace(module)
+            return _Tracer(set(opaque)).trace(module)
         except Exception:  # the model's own code runs, on proxies: it may raise anything
-            opaque.add(module)
-            found.extend(part for part in parts if part is not None)
+            opaque[module] = name
             return None
 
-    whole = visit(model, "")
-    return found if whole is None else [whole, *found]
+    return visit(model, "") or fx.Graph(), list(opaque.values())
 
 
-def _why_not_fuse(conv: RadialConvNd, norm: _BatchNorm, users: int, calls: Callable[[nn.Module], int]) -> str | None:
-    """Why the norm can't become part of the layer, or None."""
-    if norm.running_mean is None:
-        return "it has no running statistics"
-    if norm.training or conv.training:
-        return "it, or the layer before it, is in training mode"
-    if users > 1:
-        return "something else uses the layer's output too"
-    if calls(conv) > 1 or calls(norm) > 1:
-        return "it, or the layer before it, is called more than once"
-    if nn.utils.parametrize.is_parametrized(conv):
-        return "the layer's weights are parametrized"
-    if _has_hooks(conv) or _has_hooks(norm):
-        return "it, or the layer before it, has hooks"
-    return None
+@dataclass(frozen=True)
+class _Pair:
+    """A batch norm behind a radial layer."""
+
+    names: Fused
+    conv: RadialConvNd
+    norm: _BatchNorm
+    users: int  # of the layer's output
+    graph: fx.Graph
+
+    def why_not(self, calls: Callable[[nn.Module], int]) -> str | None:
+        """Why the norm can't become part of the layer, or None."""
+        conv, norm = self.conv, self.norm
+        if norm.running_mean is None:
+            return "it has no running statistics"
+        if norm.training or conv.training:
+            return "it, or the layer before it, is in training mode"
+        if any(type(module).forward not in FORWARDS for module in (conv, norm)):
+            return "it, or the layer before it, has a forward of its own"
+        if self.users > 1:
+            return "something else uses the layer's output too"
+        if calls(conv) > 1 or calls(norm) > 1:
+            return "it, or the layer before it, is called more than once"
+        read = {str(node.target).rpartition(".")[0] for node in self.graph.nodes if node.op == "get_attr"}
+        if read & {self.names.conv, self.names.norm}:
+            return "the model reads its parameters, or those of the layer before it"
+        if nn.utils.parametrize.is_parametrized(conv):
+            return "the layer's weights are parametrized"
+        if _has_hooks(conv) or _has_hooks(norm):
+            return "it, or the layer before it, has hooks"
+        return None
+
+
+def _pairs(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> Iterator[_Pair]:
+    for node in _calls(graph):
+        norm = modules[node.target]
+        before = next(iter((*node.args, *node.kwargs.values())), None)
+        if isinstance(norm, _BatchNorm) and isinstance(before, fx.Node) and before.op == "call_module":
+            conv = modules[str(before.target)]
+            if isinstance(conv, RadialConvNd):
+                yield _Pair(Fused(str(before.target), node.target), conv, norm, len(before.users), graph)
+
+
+def _calls(graph: fx.Graph) -> list[Any]:
+    """Nodes that call a module."""
+    return [node for node in graph.nodes if node.op == "call_module"]
 
 
 def _fuse(conv: RadialConvNd, norm: _BatchNorm) -> None:
@@ -179,14 +220,16 @@ def _fuse(conv: RadialConvNd, norm: _BatchNorm) -> None:
     first = conv.groups if conv.transposed else w.shape[0]
     scaled = w.double().unflatten(0, (first, -1)) * scale.view(first, 1, -1, 1)
     conv.weight = nn.Parameter(scaled.flatten(0, 1).to(w.dtype), conv.weight.requires_grad)
-    conv.bias = nn.Parameter(bias.to(w.dtype))
+    trained = norm.bias if conv.bias is None else conv.bias
+    conv.bias = nn.Parameter(bias.to(w.dtype), conv.weight.requires_grad if trained is None else trained.requires_grad)
 
 
 def fuse_bn(model: nn.Module) -> tuple[nn.Module, FuseReport]:
     """A copy of the model in which batch norms right behind radial layers are part of their ring weights and bias.
 
-    The layers stay radial; `fold` may follow. Pairs are found by `torch.fx`; where a forward can't be traced, its parts
-    are looked at one by one, each taken to be called as a whole.
+    The layers stay radial; `fold` may follow. Pairs are found by `torch.fx`, with arguments of `forward` that have a
+    default at their default. A module whose forward can't be traced (one that branches on its input) keeps its batch
+    norms: fuse its parts by themselves where they are always called as wholes.
 
     Args:
         model: any module, in eval mode. It is left as it is.
@@ -200,30 +243,30 @@ def fuse_bn(model: nn.Module) -> tuple[nn.Module, FuseReport]:
     if model.training:
         raise ValueError("fuse_bn: expected a model in eval mode, got one in training mode; call model.eval() before")
     fused = copy.deepcopy(model)
-    modules = dict(fused.named_modules(remove_duplicate=False))
-    graphs = _graphs(fused)
-    called = [modules[prefix + node.target] for prefix, graph in graphs for node in _calls(graph)]
-    pairs, left = [], {}
-    for prefix, graph in graphs:
-        for node in _calls(graph):
-            norm, before = modules[prefix + node.target], node.args[0] if node.args else None
-            if not (isinstance(norm, _BatchNorm) and isinstance(before, fx.Node) and before.op == "call_module"):
-                continue
-            conv = modules[f"{prefix}{before.target}"]
-            if not isinstance(conv, RadialConvNd):
-                continue
-            pair = Fused(f"{prefix}{before.target}", f"{prefix}{node.target}")
-            reason = _why_not_fuse(conv, norm, len(before.users), called.count)
-            if reason is None:
-                _fuse(conv, norm)
-                pairs.append(pair)
-            else:
-                left[pair.norm] = reason
-    for pair in pairs:
-        fused = _replace(fused, pair.norm, nn.Identity())
-    return fused, FuseReport(tuple(pairs), left)
+    places = list(fused.named_modules(remove_duplicate=False))
+    modules = dict(places)
+    graph, opaque = _graph(fused)
+    called = [modules[node.target] for node in _calls(graph)]
 
+    def calls(module: nn.Module) -> int:
+        # a second place may be called by what can't be traced
+        return max(called.count(module), sum(other is module for _, other in places))
 
-def _calls(graph: fx.Graph) -> list[Any]:
-    """Nodes that call a module."""
-    return [node for node in graph.nodes if node.op == "call_module"]
+    left = {}
+    for outer in opaque:
+        inner = modules[outer]
+        if any(isinstance(module, RadialConvNd) for module in inner.modules()):
+            for name, module in inner.named_modules(prefix=outer):
+                if isinstance(module, _BatchNorm):
+                    left[name] = f"it is inside {outer or 'the model'}, whose forward can't be traced"
+    done = []
+    for pair in _pairs(graph, modules):
+        reason = pair.why_not(calls)
+        if reason is None:
+            _fuse(pair.conv, pair.norm)
+            done.append(pair.names)
+        else:
+            left[pair.names.norm] = reason
+    for names in done:
+        fused = _replace(fused, names.norm, nn.Identity())
+    return fused, FuseReport(tuple(done), left)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..checks import expect_one_of
 from ..geometry import OUTSIDE
@@ -28,7 +29,10 @@ def _energy(layer: RadialConvNd, p: Tensor | None) -> float:
     taps = torch.tensor([b for b in geometry.bucket if b != OUTSIDE], device="cpu").bincount(minlength=geometry.buckets)
     p = None if p is None else p.detach().to("cpu", torch.float64)
     values = FAMILIES[layer.family].profile(geometry, layer.num_rings, p, dtype=torch.float64, device="cpu")
-    return float((values.square() * taps).sum())
+    energy = float((values.square() * taps).sum())
+    if not 0 < energy < math.inf:
+        raise ValueError(f"profile: expected finite values that are not all 0, got a sum of squares of {energy:g}")
+    return energy
 
 
 def effective_fan(layer: RadialConvNd) -> float:
@@ -44,7 +48,8 @@ def effective_fan(layer: RadialConvNd) -> float:
 
 
 def _fan(layer: RadialConvNd, p: Tensor | None) -> float:
-    assert layer.in_channels is not None
+    if layer.in_channels is None:
+        raise ValueError("layer: expected one that knows its channels, got a lazy one; call it once before")
     fan = layer.in_channels // layer.groups * _energy(layer, p)
     return fan / math.prod(layer.stride) if layer.transposed else fan
 
@@ -76,9 +81,9 @@ INITS: dict[str, tuple[Callable[[RadialConvNd], float], Callable[[RadialConvNd],
 def reset(layer: RadialConvNd) -> None:
     """Draw weights and bias by the rule `layer.init`: uniformly with Kaiming's gain for `a = sqrt(5)`, as torch does.
 
-    On the meta device there is nothing to draw.
+    On the meta device, and in a lazy layer, there is nothing to draw.
     """
-    if layer.weight.is_meta:
+    if is_lazy(layer.weight) or layer.weight.is_meta:
         return
     weight_fan, bias_fan = (fan(layer) for fan in INITS[layer.init])
     _uniform(layer.weight, nn.init.calculate_gain("leaky_relu", math.sqrt(5)) / math.sqrt(weight_fan))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from inspect import signature
+from operator import index
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from ..checks import IntOrInts, expect_one_of
 from ..docstrings import fill
 from ..functional import _SIGMA_FAMILIES
+from ..problem import check_input
 from ..profiles import FAMILIES
 from .base import RadialConvNd
 
@@ -188,13 +190,14 @@ class _RadialConv(RadialConvNd):
         )  # fmt: skip
 
 
-class _Transposed(RadialConvNd):
+class Transposed(RadialConvNd):
     """What the transposed modules add: an output size that a call may ask for."""
 
     transposed = True
 
-    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        return self._convolve(x, self.output_padding if output_size is None else self._padding_for(x, output_size))
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        padding = self.output_padding if output_size is None else self._padding_for(input, output_size)
+        return self._convolve(input, padding)
 
     def _padding_for(self, x: Tensor, output_size: Sequence[int]) -> tuple[int, ...]:
         """Output padding that gives this spatial size."""
@@ -206,7 +209,7 @@ class _Transposed(RadialConvNd):
         for axis in range(-self.ndim, 0):
             reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
             least = (x.shape[axis] - 1) * self.stride[axis] + reach + 1 - 2 * int(self.padding[axis])
-            extra = output_size[axis] - least
+            extra = index(output_size[axis] - least)  # torch.compile specialises on it
             most = max(self.stride[axis], self.dilation[axis]) - 1
             if not 0 <= extra <= most:
                 raise ValueError(
@@ -217,7 +220,7 @@ class _Transposed(RadialConvNd):
         return tuple(found)
 
 
-class _GMRConvTranspose(_Transposed):
+class _GMRConvTranspose(Transposed):
     """Gaussian Mixture Ring convolution, {n}, transposed: `torch.nn.ConvTranspose{nd}` whose kernel is made of rings.
 
     {args_transposed}
@@ -263,7 +266,7 @@ class _GMRConvTranspose(_Transposed):
         )  # fmt: skip
 
 
-class _SREConvTranspose(_Transposed):
+class _SREConvTranspose(Transposed):
     """Symmetric Rotation-Equivariant (band-constant ring) convolution, {n}, transposed.
 
     {args_transposed}
@@ -303,7 +306,7 @@ class _SREConvTranspose(_Transposed):
         )  # fmt: skip
 
 
-class _RadialConvTranspose(_Transposed):
+class _RadialConvTranspose(Transposed):
     """Radially symmetric convolution, {n}, transposed, of any family or with a profile of the caller's.
 
     {args_transposed}
@@ -374,9 +377,10 @@ class _Lazy(LazyModuleMixin):
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
         destination[prefix + "_extra_state"] = self.get_extra_state()  # which a lazy module leaves out
 
-    def initialize_parameters(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> None:
+    def initialize_parameters(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> None:
         if self.has_uninitialized_params():
-            self._materialize(x.shape[-1 - self.ndim])
+            check_input(self.ndim, input)
+            self._materialize(input.shape[-1 - self.ndim])
 
 
 # ---- docstrings ------------------------------------------------------------------------------------------------------

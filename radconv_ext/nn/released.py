@@ -56,8 +56,8 @@ def _identity(key: str, index: Tensor, family: str) -> Tensor:
         for circular in (True, False):
             if rings < 2 <= size and not circular:
                 continue
-            bucket = torch.tensor(band_geometry(ndim, size, rings, circular).bucket)
-            bands = torch.arange(rings).unsqueeze(1) == bucket  # (n, taps)
+            bucket = torch.tensor(band_geometry(ndim, size, rings, circular).bucket, device="cpu")
+            bands = torch.arange(rings, device="cpu").unsqueeze(1) == bucket  # (n, taps)
             if torch.equal(index.detach().cpu().reshape(rings, taps), bands.to(index.dtype)):
                 return identity(ndim, size, rings, family, circular)
     raise ValueError(
