@@ -97,7 +97,7 @@ class RadialConv(_Rule):
         problem = build_problem(ctx.spec, x, w, p, None)
 
         def formula(x: Tensor, w: Tensor, p: Tensor | None = None) -> Tensor:
-            return reference.forward(problem, x, w, problem.sigma(p), None)
+            return reference.forward(problem, x, w, problem.differentiable_sigma(p), None)
 
         y_t = _tangent(formula, (x, w, p), (x_t, w_t, p_t))
         return y_t if bias_t is None else y_t + bias_t.to(y_t.dtype).view(-1, *(1,) * problem.options.ndim)
@@ -163,7 +163,7 @@ def _gradient_formula(spec: str, saved: Sequence[Any], wanted: Sequence[bool]) -
     problem = build_problem(spec, x, w, p, None)
 
     def formula(grad: Tensor, x: Tensor, w: Tensor, p: Tensor | None = None) -> tuple[Tensor, ...]:
-        firsts = reference.backward(problem, grad, x, w, problem.sigma(p), wanted)
+        firsts = reference.backward(problem, grad, x, w, problem.differentiable_sigma(p), wanted)
         firsts[2] = problem.sigma_gradient(p, firsts[2])
         return tuple(f for f in firsts if f is not None)
 

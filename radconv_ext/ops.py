@@ -161,7 +161,7 @@ for _device_type, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
 def conv_decomposed(x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, spec: str) -> Tensor:
     """The operator written out in torch's own."""
     problem = build_problem(spec, x, w, p, bias)
-    return reference.forward(problem, x, w, problem.sigma(p), bias)
+    return reference.forward(problem, x, w, problem.differentiable_sigma(p), bias)
 
 
 def conv_transformed(x: Tensor, w: Tensor, p: Tensor | None, bias: Tensor | None, spec: str) -> Tensor:

@@ -406,14 +406,17 @@ class RadialConvProblem:
 
     def sigma(self, p: Tensor | None) -> Tensor | None:
         """What engines take: sigma, where a call gives its logarithm; else p as it is."""
+        return p.exp() if self.options.log_sigma and p is not None else p
+
+    def differentiable_sigma(self, p: Tensor | None) -> Tensor | None:
+        """As `sigma`, but never infinite: beyond the bound where sigma is clamped, 0 * inf would be a NaN gradient."""
         if p is None or not self.options.log_sigma:
             return p
-        # beyond the bound where sigma is clamped anyway, and before it is infinite: 0 * inf would be a NaN gradient
         return p.clamp_max(math.log(sigma_max(self.options.rings)) + 1).exp()
 
     def sigma_gradient(self, p: Tensor | None, grad: Tensor | None) -> Tensor | None:
         """The gradient by p from that by `sigma(p)`."""
-        sigma = self.sigma(p)
+        sigma = self.differentiable_sigma(p)
         return grad if sigma is p or sigma is None or grad is None else grad * sigma
 
     @cached_property
