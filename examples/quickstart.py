@@ -1,4 +1,4 @@
-"""Radially symmetric convolution in a minute: call it, train through it, choose the engine.
+"""Radially symmetric convolution in a minute: call it, train through it, choose the engine, build a network.
 
 Run: python examples/quickstart.py
 """
@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 import radconv_ext
+from radconv_ext.equivariance import check
+from radconv_ext.nn import GMRConv2d, SymmetricAvgPool2d, fold
 
 torch.manual_seed(0)
 
@@ -46,3 +48,17 @@ with radconv_ext.use_engine("reference"):
     again = radconv_ext.gmr_conv2d(x, w, sigma, padding="same")
 print(f"reference engine, both ways the same: {torch.equal(reference, again)}")
 print(f"largest difference to the default engine {(y - reference).abs().max() / y.abs().max():.1e}")
+
+# 4. Build a network: modules take torch.nn.Conv2d's arguments. It is invariant to quarter turns and flips as it stands.
+network = torch.nn.Sequential(
+    GMRConv2d(16, 8, 9, padding="same"),
+    torch.nn.ReLU(),
+    SymmetricAvgPool2d(2),
+    GMRConv2d(8, 8, 5, padding="same"),
+    torch.nn.AdaptiveAvgPool2d(1),
+    torch.nn.Flatten(),
+)
+print(f"commutes with flips and quarter turns: {check(network, (1, 16, 33, 33), angles=()).equivariant}")
+plain, report = fold(network)  # torch.nn.Conv2d alone, for deployment
+print(report)
+print(f"largest difference to the folded network {(plain(x) - network(x)).abs().max() / network(x).abs().max():.1e}")

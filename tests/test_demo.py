@@ -197,7 +197,8 @@ def test_quickstart(tmp_path: Path) -> None:
     result = run(str(script), folder=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     differences = [float(d) for d in re.findall(r"largest difference .*? (\d\.\de[-+]\d+)", result.stdout)]
-    assert len(differences) == 3
+    assert len(differences) == 4
+    assert "commutes with flips and quarter turns: True" in result.stdout
     assert max(differences) < 1e-5  # seen 1.4e-6
     unexplained = [float(v) for v in re.findall(r"unexplained variance (\S+)", result.stdout)]
     assert len(unexplained) == 4
