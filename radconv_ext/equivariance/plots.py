@@ -169,7 +169,7 @@ def plot_angle_error(reports: Report | Mapping[str, Report]) -> Figure:
     axes.set(xlabel="rotation, degrees", ylabel="relative error  ||f(gx) - g f(x)|| / ||g f(x)||")
     axes.set_title(f"Rotation error within {where} of the inscribed disk", fontsize=11)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)  # beside the lines, wherever they run
     return figure
 
 

@@ -7,6 +7,7 @@ torch.Size([2, 32, 24, 24])
 """
 
 from .base import RadialConvNd
+from .checkpoints import convert_released
 from .fold import Folded, FoldReport, Fused, FuseReport, fold, fuse_bn
 from .groups import parameter_groups
 from .init import effective_fan, kaiming_normal_, kaiming_uniform_
@@ -14,7 +15,6 @@ from .modules import *  # noqa: F403
 from .modules import __all__ as _modules
 from .pooling import *  # noqa: F403
 from .pooling import __all__ as _pooling
-from .released import convert_released
 
 __all__ = [  # noqa: PLE0604
     *_modules,

@@ -18,6 +18,7 @@ from ..functional import _call, _radial_kernel, _spec
 from ..geometry import Geometry
 from ..problem import check_tensors, check_weights, parse_spec
 from ..profiles import FAMILIES, SIGMA_MIN, fwhm_sigma, sigma_max
+from .checkpoints import identity, why_not_load
 from .init import INITS, reset
 
 __all__ = ["RadialConvNd"]
@@ -30,25 +31,6 @@ _PLAIN: dict[tuple[int, bool], Any] = {
     (2, True): nn.ConvTranspose2d,
     (3, True): nn.ConvTranspose3d,
 }
-
-
-def identity(ndim: int, kernel_size: int, rings: int, family: str, circular: bool, transposed: bool = False) -> Tensor:
-    """What a layer's ring weights mean, in the operators' words, such as `2d k=9 n=5 gaussian disk`.
-
-    As the letters' codes in float32: a tensor, so that every checkpoint format takes it, and one that stays what it is
-    where checkpoints are averaged or cast.
-    """
-    text = f"{ndim}d k={kernel_size} n={rings} {family} {'disk' if circular else 'cube'}"
-    codes = list(f"{text} transposed".encode() if transposed else text.encode())
-    return torch.tensor(codes, dtype=torch.float32, device="cpu")
-
-
-def _text(state: Any) -> str | None:
-    """The words of an `identity`, None where it can't be read."""
-    try:
-        return bytes(round(code) for code in state.flatten().tolist()).decode("ascii")
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        return None
 
 
 class RadialConvNd(nn.Module):
@@ -320,7 +302,7 @@ class RadialConvNd(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        reason = _why_not_load(self, state_dict, prefix)
+        reason = why_not_load(self, state_dict, prefix)
         if reason is not None:
             error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {reason}")
             return  # and this layer keeps what it has
@@ -329,47 +311,6 @@ class RadialConvNd(nn.Module):
         )
         if self.in_channels is None and not is_lazy(self.weight):
             self.in_channels = self.weight.shape[0] if self.transposed else self.weight.shape[1] * self.groups
-
-
-_RELEASED_KEYS = ("log_sigmas", "weight_index_mat")
-
-
-def _why_not_load(layer: RadialConvNd, state_dict: dict[str, Any], prefix: str) -> str | None:
-    """Why these tensors are not this layer's, and what to do about it."""
-    released = [key for key in _RELEASED_KEYS if prefix + key in state_dict]
-    if released:
-        return (
-            f"the checkpoint has {released[0]!r}, so it comes from the released GMR-Conv or SRE-Conv package; pass it "
-            "through radconv_ext.nn.convert_released first"
-        )
-    own = _text(layer.get_extra_state())
-    saved = state_dict.get(prefix + "_extra_state")
-    meta = isinstance(saved, Tensor) and saved.is_meta  # has no content
-    if prefix + "_extra_state" in state_dict and not meta and (text := _text(saved)) != own:
-        if text is None:
-            return (
-                "the checkpoint's '_extra_state', which says what the ring weights mean, can't be read; where they are "
-                f"known to be those of a layer {own!r}, delete the entry and load with strict=False"
-            )
-        return (
-            f"the checkpoint was saved from a layer {text!r}, this one is {own!r}; the same numbers would mean another "
-            "kernel: build the layer with the checkpoint's kernel_size (k), num_rings (n), family and circular "
-            "(disk: True, cube: False)"
-        )
-    rings = f"ring weights of shape (*, *, {layer.num_rings}), as the layer is {own!r}"
-    weight = state_dict.get(prefix + "weight")
-    if isinstance(weight, Tensor) and not is_lazy(weight):
-        if weight.dim() != 3:
-            return (
-                f"expected {rings}, the checkpoint's weight is a dense kernel {tuple(weight.shape)}; load it into the "
-                "convolution that it belongs to"
-            )
-        if weight.shape[2] != layer.num_rings:
-            return (
-                f"expected {rings}, the checkpoint has {weight.shape[2]} rings, {tuple(weight.shape)}; build the layer "
-                f"with the checkpoint's kernel_size and num_rings={weight.shape[2]}"
-            )
-    return None
 
 
 def _profile_shape(profile: Any, num_rings: int | None) -> tuple[int, int]:
