@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -756,6 +757,31 @@ def test_bad_arguments(call: Callable[[nn.Module], Any], words: str) -> None:
         call(GMRConv2d(1, 2, 3))
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_scripted_models_are_refused() -> None:
+    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
+        scripted = torch.jit.script(nn.Conv2d(1, 2, 3))
+    with pytest.raises(TypeError, match="model: expected one that is not scripted"):
+        check(scripted, (1, 1, 9, 9))
+
+
+def test_angles_may_be_numpy_integers() -> None:
+    report = check(GMRConv2d(1, 2, 3), (1, 1, 9, 9), angles=np.arange(0, 91, 45))
+    assert list(report.angles) == [0, 45, 90]
+
+
+def test_another_default_device() -> None:
+    """Factories of the measure itself stay on the CPU, whatever new tensors default to."""
+    layer = GMRConv2d(1, 2, 3)
+    expected = check(layer, (1, 1, 9, 9), angles=(45, 90))
+    with torch.device("meta"):
+        report = check(layer, (1, 1, 9, 9), angles=(45, 90))
+        turned = rotate(torch.ones(9, 9, device="cpu"), 30)
+        plot_kernels(layer)
+    assert report.angles == expected.angles
+    assert report.grid == expected.grid
+    assert turned.device.type == "cpu"
 
 
 WITHOUT = """

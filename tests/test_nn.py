@@ -100,7 +100,7 @@ def test_output_is_that_of_the_plain_convolution(
     assert type(conv) is plain(ndim, transposed)
     assert not {"radconv_ext"} & {type(m).__module__.partition(".")[0] for m in conv.modules()}
     x = torch.randn(2, 4, *SIZES[ndim], dtype=options.get("dtype"))
-    assert relative_error(layer(x), conv(x)) < 1e-5  # worst seen 9e-7
+    assert relative_error(layer(x), conv(x)) < 1e-5  # worst seen 1.1e-6
     assert relative_error(layer(x[0]), conv(x[0])) < 1e-5
     for name in ("in_channels", "out_channels", "kernel_size", "stride", "output_padding", "dilation", "groups"):
         assert getattr(layer, name) == getattr(conv, name), name
@@ -324,7 +324,7 @@ def test_variance_of_the_output_is_kaimings(ndim: int, family: str, k: int, circ
     for _ in range(8):
         layer.reset_parameters()
         found.append(variance(layer))
-    assert sum(found) / len(found) == pytest.approx(1 / 3, rel=0.1)  # worst seen 1.7 %
+    assert sum(found) / len(found) == pytest.approx(1 / 3, rel=0.1)  # worst seen 0.9 %
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -365,6 +365,14 @@ def test_kaiming_by_hand() -> None:
         assert variance(layer) == pytest.approx(gain, rel=0.1)
     with pytest.raises(ValueError, match="nonlinearity: expected one of"):
         rnn.kaiming_normal_(layer, "gelu?")
+
+
+def test_a_profile_that_changes_its_rank_is_named() -> None:
+    profile = Bumps(3, 5)
+    layer = rnn.RadialConv2d(4, 6, 5, profile=profile)
+    profile.forward = lambda: torch.ones(3)
+    with pytest.raises(ValueError, match=r"profile: expected 2 dimensions \(n rings, D shells\), got \(3,\)"):
+        layer(torch.randn(1, 4, 9, 9))
 
 
 def test_sigma_starts_at_the_ring_width_and_is_clamped() -> None:
