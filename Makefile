@@ -4,8 +4,8 @@
 # make gpu OUT=folder                 on a machine with an NVIDIA GPU, with its own Python and torch, without network
 # make clean                          removes what was built, and .venv
 #
-# Variables: JOBS (2: processes for the tests), PYTHON (python3), RADCONV_CUDA (auto, on,
-# off), RADCONV_CUDA_ARCHS, CXX, OUT.
+# Variables: JOBS (2: processes for the tests), PYTHON (python3), RADCONV_CUDA (auto, on, off), RADCONV_CUDA_ARCHS, CXX,
+# OUT.
 
 PYTHON ?= python3
 VENV   := .venv

@@ -416,8 +416,11 @@ class RadialConvProblem:
 
     def sigma_gradient(self, p: Tensor | None, grad: Tensor | None) -> Tensor | None:
         """The gradient by p from that by `sigma(p)`."""
+        if grad is None or not self.options.log_sigma:
+            return grad
         sigma = self.differentiable_sigma(p)
-        return grad if sigma is p or sigma is None or grad is None else grad * sigma
+        assert sigma is not None
+        return grad * sigma
 
     @cached_property
     def engine(self) -> Any:

@@ -69,7 +69,7 @@ def test_compile_equals_eager(kind: str) -> None:
     compiled = torch.compile(layer, fullgraph=True)
     x = torch.randn(SHAPE)
     assert relative_error(compiled(x), layer(x)) < 1e-6
-    assert_same(gradients(compiled, x), gradients(layer, x), 1e-5)  # worst seen 1.8e-7
+    assert_same(gradients(compiled, x), gradients(layer, x), 1e-6)  # worst seen 1.8e-7
     assert torch._dynamo.explain(layer)(x).graph_break_count == 0
 
 

@@ -80,7 +80,7 @@ def test_fold() -> None:
     before = copy.deepcopy(net.state_dict())
     folded, report = rnn.fold(net)
     assert radial(folded) == []
-    assert relative_error(folded(x), net(x)) < 1e-5  # worst seen 3.2e-7
+    assert relative_error(folded(x), net(x)) < 2e-6  # worst seen 3.2e-7
     assert [layer.name for layer in report.layers] == radial(net)
     assert str(report).splitlines()[:2] == ["6 radial layers folded", "0: GMRConv2d, 60 -> 972 weights"]
     assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
@@ -133,7 +133,7 @@ def test_fuse_bn() -> None:
     net = network()
     x = torch.randn(2, 3, 24, 24)
     fused, report = rnn.fuse_bn(net)
-    assert relative_error(fused(x), net(x)) < 1e-5  # worst seen 3.2e-7
+    assert relative_error(fused(x), net(x)) < 2e-6  # worst seen 3.2e-7
     pairs = {(pair.conv, pair.norm) for pair in report.fused}
     assert pairs == {("0", "1"), ("3.conv", "3.norm"), ("5", "6")}
     # `last` follows a pool, and `Branching` can't be traced

@@ -100,8 +100,8 @@ def test_output_is_that_of_the_plain_convolution(
     assert type(conv) is plain(ndim, transposed)
     assert not {"radconv_ext"} & {type(m).__module__.partition(".")[0] for m in conv.modules()}
     x = torch.randn(2, 4, *SIZES[ndim], dtype=options.get("dtype"))
-    assert relative_error(layer(x), conv(x)) < 1e-5  # worst seen 1.1e-6
-    assert relative_error(layer(x[0]), conv(x[0])) < 1e-5
+    assert relative_error(layer(x), conv(x)) < 4e-6  # worst seen 1.1e-6
+    assert relative_error(layer(x[0]), conv(x[0])) < 4e-6
     for name in ("in_channels", "out_channels", "kernel_size", "stride", "output_padding", "dilation", "groups"):
         assert getattr(layer, name) == getattr(conv, name), name
     assert layer.padding_mode == conv.padding_mode

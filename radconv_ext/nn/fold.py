@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,7 +128,7 @@ class FuseReport:
 class _Tracer(fx.Tracer):
     """Looks into modules, but for torch's own, radial layers, batch norms, and those that are known to be opaque."""
 
-    def __init__(self, opaque: set[nn.Module]) -> None:
+    def __init__(self, opaque: Container[nn.Module]) -> None:
         super().__init__()
         self.opaque = opaque
 
@@ -142,13 +142,13 @@ def _graph(model: nn.Module) -> tuple[fx.Graph, list[str]]:
     opaque: dict[nn.Module, str] = {}
 
     def visit(module: nn.Module, name: str) -> fx.Graph | None:
-        tracer = _Tracer(set(opaque))
+        tracer = _Tracer(opaque)
         if tracer.is_leaf_module(module, name):
             return None
         for child_name, child in module.named_children():
             visit(child, f"{name}.{child_name}" if name else child_name)
         try:
-            return _Tracer(set(opaque)).trace(module)
+            return tracer.trace(module)
         except Exception:  # the model's own code runs, on proxies: it may raise anything
             opaque[module] = name
             return None
