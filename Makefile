@@ -1,4 +1,5 @@
 # make demo | test | check | bench    on any machine with Python >= 3.10 and a C++ compiler; everything goes to .venv
+# make report                         the tables of README.md, from benchmarks/results
 # make docs                           the documentation, in build/docs; needs Python >= 3.11
 # make emulation                      the CUDA kernels for the CPU, for RADCONV_EMULATE_CUDA=1
 # make gpu OUT=folder                 on a machine with an NVIDIA GPU, with its own Python and torch, without network
@@ -13,12 +14,12 @@ BIN    := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 
 BUILD_INPUTS := $(shell find csrc) CMakeLists.txt setup.py pyproject.toml
-CXX_FILES     = $(shell find csrc tests/emulation -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
+CXX_FILES     = $(shell find benchmarks csrc tests/emulation -name '*.h' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.cu')
 
 # the longest tests first, so that no process is left with one of them at the end
 SLOW := tests/test_emulation.py tests/test_resources.py tests/test_triton.py tests/test_cuda.py
 
-.PHONY: demo test check bench docs docs-python emulation gpu clean FORCE
+.PHONY: demo test check bench report docs docs-python emulation gpu clean FORCE
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips in one environment disturb each other
 
@@ -41,6 +42,9 @@ bench: BENCH_JSON = $(or $(OUT),benchmarks/results/bench.json)
 bench: $(STAMPS)/test $(STAMPS)/released $(STAMPS)/install
 	mkdir -p $(dir $(BENCH_JSON))
 	$(BIN)/pytest benchmarks --benchmark-json=$(BENCH_JSON)
+
+report: $(STAMPS)/demo $(STAMPS)/install
+	$(BIN)/python -m benchmarks.report --publish
 
 # -E: all pages anew, or a warning would be seen in the first run alone
 docs: docs-python $(STAMPS)/docs $(STAMPS)/install

@@ -3,17 +3,18 @@
 #
 #   benchmarks/gpu.sh FOLDER         (or: make gpu OUT=FOLDER)
 #
-# FOLDER receives a log per step, benchmarks.json (pytest), gpu.json (table) and summary.txt. Every step runs, also
-# after a failed one; the exit status is 1 if any failed, 2 if the machine lacks something that all steps need.
+# FOLDER receives a log per step, benchmarks.json, report.html, report.md, gpu.json (for benchmarks/results) and
+# summary.txt. Every step runs, also after a failed one; the exit status is 1 if any failed, 2 if the machine lacks
+# something that all steps need. Peers whose packages are missing are skipped, with the reason.
 # STEPS=tune times the Triton configurations and prints the fastest, to be copied into triton_kernels/configs.py; they
 # are kept in FOLDER/tuned, so that another run with the same FOLDER goes on where the first one ended, and the table
-# with them in FOLDER/gpu_tuned.json.
-# Variables: PYTHON (python3), STEPS ("environment build tests sanitizer benchmarks table"), RADCONV_CUDA (on: the CUDA
+# with them in FOLDER/tuned.json.
+# Variables: PYTHON (python3), STEPS ("environment build tests sanitizer benchmarks report"), RADCONV_CUDA (on: the CUDA
 # part must build), RADCONV_CUDA_ARCHS.
 set -uo pipefail
 
 python=${PYTHON:-python3}
-all_steps="environment build tests sanitizer benchmarks table"
+all_steps="environment build tests sanitizer benchmarks report"
 steps=${STEPS:-$all_steps}
 export RADCONV_CUDA=${RADCONV_CUDA:-on}
 export PYTHONUNBUFFERED=1
@@ -34,7 +35,7 @@ import importlib.util
 import shutil
 import sysconfig
 
-modules = ("torch", "triton", "setuptools", "pybind11", "pytest", "pytest_benchmark")
+modules = ("torch", "triton", "setuptools", "pybind11", "pytest", "pytest_benchmark", "rich", "matplotlib")
 lacking = [name for name in modules if importlib.util.find_spec(name) is None]
 path = sysconfig.get_path("scripts")
 tools = ("cmake", "ninja")
@@ -104,18 +105,21 @@ sanitizer() {
 }
 
 benchmarks() {
-  "$python" -m pytest -q benchmarks --benchmark-json="$out/benchmarks.json"
+  "$python" -m pytest -q benchmarks --device cuda --seconds 480 --benchmark-json="$out/benchmarks.json"
 }
 
-table() {
-  "$python" -m benchmarks.gpu_table "$out/gpu.json"
+report() {
+  local found="$out/benchmarks.json"
+  [ -f "$found" ] || found="$found.part" # what an interrupted run left
+  "$python" -m benchmarks.report "$found" --html "$out/report.html" --markdown "$out/report.md" --condense "$out/gpu.json"
 }
 
 # Not among the default steps: some 300 configurations are compiled, up to 4 s each.
 tune() {
   local status=0
   export RADCONV_TRITON_AUTOTUNE=1 RADCONV_CACHE_DIR="$out/tuned"
-  "$python" -m benchmarks.gpu_table --seconds 500 "$out/gpu_tuned.json" || status=1
+  "$python" -m pytest -q benchmarks --device cuda --seconds 480 -k "radconv_triton or torch_conv" \
+    --benchmark-json="$out/tuned.json" || status=1
   "$python" -m radconv_ext.triton_kernels.tune || status=1
   return "$status"
 }

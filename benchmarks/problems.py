@@ -1,23 +1,47 @@
-"""What is measured: problems and peers as data, one maker of training steps for all of them."""
+"""What is measured, as data: one row a problem.  The peers that compute them are in `peers.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-import radconv_ext
+DEVICES = ("cpu", "cuda")
+MODES = ("forward", "inference", "training")
+DTYPES = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+# Largest error over the reference's largest value.  An operand or a result rounded to bfloat16 moves by up to 2^-9, to
+# float16 by 2^-12, to TF32 by up to 2^-11 (2^-10 where it is cut off): room for a handful, none for a wrong tap.
+BOUNDS = {"float32": 1e-5, "tf32": 5e-3, "float16": 3e-3, "bfloat16": 2e-2}
+
+# Of a network, whose gradients are one vector, compared by its norm.  Worst seen on a CPU, all networks: float32 1.4e-6
+# and 6.3e-3 (a ReLU on the other side of zero), bfloat16 4.1e-2 and 0.38.  TF32 between them: not measured.
+NETWORK_BOUNDS = {
+    "float32": {"output": 1e-5, "gradients": 2e-2},
+    "tf32": {"output": 2e-2, "gradients": 0.2},
+    "bfloat16": {"output": 1e-1, "gradients": 0.6},
+}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A square radial convolution with "same" padding."""
+    """A square radial convolution with "same" padding and the default number of rings.
+
+    forward: parameters as in training, no gradient recorded; recording: the same with an autograd graph; inference:
+    each peer in the form one deploys; training: forward and the gradients of input and parameters.
+    """
 
     id: str
+    suite: str
     kernel_size: int
     batch: int = 2
     channels: int = 128
@@ -25,11 +49,34 @@ class Problem:
     size: tuple[int, ...] = (64, 64)
     groups: int = 1
     layout: str = "contiguous"
-    dtype: torch.dtype = torch.float32
+    precision: str = "float32"  # of the product; with "tf32" all tensors are float32
+    modes: tuple[str, ...] = ("forward", "training")
+    devices: tuple[str, ...] = DEVICES
+    peers: str | tuple[str, ...] = "core"  # "core", "all", or names
+    # "paper": 1,000 calls in a row, no search for the best algorithm, deterministic ones only; "modern": the best one
+    protocol: str = "modern"
+    quick: bool = False
 
     @property
     def ndim(self) -> int:
         return len(self.size)
+
+    @property
+    def rings(self) -> int:
+        return self.kernel_size // 2 + 1
+
+    @property
+    def pixels(self) -> int:
+        """Of all samples; the output has as many."""
+        return self.batch * math.prod(self.size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+    def bound(self, quantity: str) -> float:
+        """The largest error of an output or a gradient that counts as agreement."""
+        return BOUNDS[self.precision]
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -37,118 +84,153 @@ class Problem:
             return torch.contiguous_format
         return torch.channels_last if self.ndim == 2 else torch.channels_last_3d
 
+    @property
+    def dense_flops(self) -> int:
+        """Of one dense convolution; a training step is three."""
+        return 2 * self.pixels * self.outputs * (self.channels // self.groups) * self.kernel_size**self.ndim
 
-# GMR-Conv paper, Table S2: x (2, 128, 64, 64) to 128 channels
-TABLE_S2 = [Problem(f"table-s2-k{k}", k) for k in (3, 5, 7, 9, 11)]
-PROBLEMS = [
-    *TABLE_S2,
-    Problem("table-s2-k9-channels-last", 9, layout="channels_last"),
-    Problem("depthwise-k7", 7, batch=8, channels=192, outputs=192, size=(56, 56), groups=192),
-    Problem("volume-k5", 5, batch=1, channels=32, outputs=32, size=(32, 32, 32)),
-]
+    def laid_out(self, t: Tensor) -> Tensor:
+        """In the problem's layout, if it has the rank of the input."""
+        return t.to(memory_format=self.memory_format) if t.dim() == self.ndim + 2 else t
 
-Peer = Callable[[Sequence[Tensor]], Tensor]
+    def data(self, channels: int, outputs: int, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Input (B, channels, *S) and the output's gradient (B, outputs, *S)."""
+        generator = torch.Generator(device).manual_seed(seed)
+        shapes = [(self.batch, c, *self.size) for c in (channels, outputs)]
+        x, grad = (torch.randn(shape, generator=generator, device=device).to(self.dtype) for shape in shapes)
+        return self.laid_out(x), self.laid_out(grad)
 
 
 @dataclass(frozen=True)
-class Rival:
-    """One way to compute a problem: its tensors, those that train first, and the function of them."""
+class NetworkProblem(Problem):
+    """Images (B, 3, H, W) through a ResNet-18-shaped network with batch norms (`networks.py`) to `outputs` classes.
+
+    training: forward and the gradients of all parameters.
+    """
+
+    width: int = 64  # channels of the first stage
+
+    def bound(self, quantity: str) -> float:
+        return NETWORK_BOUNDS[self.precision][quantity]
+
+    @property
+    def dense_flops(self) -> int:
+        """Of the network with plain 3x3 convolutions."""
+        first = 3 * self.width + 4 * self.width**2
+        # each later stage has a quarter of the pixels and four times the weights; its first layer has half the inputs
+        return 2 * 9 * self.pixels * (first + 3 * int(3.5 * self.width**2))
+
+    def data(self, channels: int, outputs: int, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+        x, grad = super().data(channels, outputs, device, seed)
+        return x, grad[:, :, 0, 0].contiguous()
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Problems that one table shows: what they share, then each one's own."""
 
     name: str
-    tensors: list[Tensor]
-    run: Peer
-    grad: Tensor | None = None  # gradient of the output; None: drawn for each training step that is made
+    common: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, id: str, kernel_size: int, **own: Any) -> Problem:
+        return Problem(id=id, suite=self.name, kernel_size=kernel_size, **(self.common | own))
 
 
-def rivals(problem: Problem, engines: Sequence[str] = ("cpu",), device: str = "cpu", seed: int = 0) -> list[Rival]:
-    """Ours by each engine, then the dense convolution of the same kernel, on the same data."""
-    generator = torch.Generator(device).manual_seed(seed)
-    p, k = problem, problem.kernel_size
-    x = torch.randn(p.batch, p.channels, *p.size, generator=generator, device=device)
-    x = x.to(p.dtype, memory_format=p.memory_format)
-    w = torch.randn(p.outputs, p.channels // p.groups, k // 2 + 1, generator=generator, device=device).to(p.dtype)
-    sigma = radconv_ext.default_sigma(k).to(device)
-    kernel = getattr(radconv_ext, f"gmr_kernel{p.ndim}d")(w, sigma)
-    convolve = getattr(radconv_ext, f"gmr_conv{p.ndim}d")
-    dense = getattr(F, f"conv{p.ndim}d")
-    options = {"padding": k // 2, "groups": p.groups}
-
-    def ours(engine: str) -> Rival:
-        return Rival(f"radconv_{engine}", [x, w, sigma], lambda t: convolve(*t, **options, engine=engine))
-
-    return [*map(ours, engines), Rival("torch_conv", [x, kernel], lambda t: dense(*t, **options))]
+HALF: dict[str, Any] = {"precision": "bfloat16", "layout": "channels_last"}
+ODD_SIZES = (3, 5, 7, 9, 11, 13, 15)
 
 
-def forward_of(rival: Rival) -> Callable[[], Tensor]:
-    """One call; time it inside `recording("forward")`."""
-    return lambda: rival.run(rival.tensors)
+def on_card(problems: Iterable[Problem], **changes: Any) -> Iterator[Problem]:
+    """The same in bfloat16, channels_last, on a GPU alone, with what else changes."""
+    for p in problems:
+        own: dict[str, Any] = HALF | {"devices": ("cuda",), "modes": ("forward", "training")} | changes
+        yield replace(p, id=f"{p.id}-bf16", quick=False, **own)
 
 
-def training_of(rival: Rival) -> Callable[[], tuple[Tensor, ...]]:
-    """Output, then the gradients of every tensor (ours: input, ring weights and sigma)."""
-    leaves = [t.detach().clone(memory_format=torch.preserve_format).requires_grad_() for t in rival.tensors]
-    grad = rival.grad
-    if grad is None:
-        grad = torch.randn(rival.run(leaves).shape, generator=torch.Generator().manual_seed(1))
-
-    def step() -> tuple[Tensor, ...]:
-        y = rival.run(leaves)
-        return y, *torch.autograd.grad(y, leaves, grad)
-
-    return step
+def square(channels: int, side: int, ndim: int = 2) -> dict[str, Any]:
+    return {"channels": channels, "outputs": channels, "size": (side,) * ndim}
 
 
-MODES = {"forward": forward_of, "training": training_of}
+def depthwise(channels: int, side: int) -> dict[str, Any]:
+    return square(channels, side) | {"groups": channels}
 
 
-def recording(mode: str) -> torch.set_grad_enabled:
-    """Context of a mode, entered outside what is timed: inference records no gradient."""
-    return torch.set_grad_enabled(mode == "training")
+overhead = Suite("overhead", {"batch": 1, "channels": 1, "outputs": 1, "size": (8, 8)})
+quick = Suite("quick", {"channels": 32, "outputs": 32, "size": (32, 32), "modes": MODES, "peers": "all"})
+table_s2 = Suite("table-s2", {"modes": MODES})  # GMR-Conv paper, Table S2: x (2, 128, 64, 64) to 128 channels
+paper = Suite("paper-protocol", {"devices": ("cuda",), "protocol": "paper", "peers": "all"})
+modern = Suite("table-s2-modern", {"devices": ("cuda",), "batch": 32, **HALF})
+CPU_ALONE: dict[str, Any] = {"devices": ("cpu",)}  # on a GPU in bfloat16: `on_card`
+resnet = Suite("resnet", {"batch": 32, "modes": MODES, **CPU_ALONE})
+pathology = Suite("pathology", {"batch": 24, **square(64, 224), "modes": MODES, **CPU_ALONE})
+convnext = Suite("convnext", {"batch": 8, **CPU_ALONE})
+volume = Suite("volume", {"modes": MODES, **CPU_ALONE})
+odd = Suite("odd", {"batch": 1})
+batch_sweep = Suite("batch-sweep")
+channel_sweep = Suite("channel-sweep", {"size": (32, 32)})
 
 
-def assert_agreement(problem: Problem) -> None:
-    """Output and input gradient of all rivals agree; nothing is timed before this."""
-    first, *others = [(forward_of(r)(), training_of(r)()[1]) for r in rivals(problem)]
-    for other in others:
-        for a, b in zip(first, other, strict=True):
-            error = (a - b).abs().max() / b.abs().max()
-            assert error < 1e-5, f"{problem.id}: the peers disagree, relative error {error:.1e}"
+STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))  # widths and sides of ResNet-18, and of ResNet-50's 3x3 layers
+RESNET = [resnet(f"resnet-{c}x{side}-k{k}", k, **square(c, side)) for k in (3, 5, 9) for c, side in STAGES]
+PATHOLOGY = [pathology(f"pathology-k{k}", k) for k in (3, 5, 9)]
+CONVNEXT_STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))
+CONVNEXT = [
+    convnext("depthwise-k7", 7, **depthwise(192, 56), quick=True, devices=DEVICES),
+    *(convnext(f"convnext-{c}x{side}", 7, **depthwise(c, side)) for c, side in CONVNEXT_STAGES),
+    *(convnext(f"depthwise-k{k}", k, **depthwise(96, 56)) for k in (3, 11, 15)),
+]
+VOLUMES = [
+    volume("volume-quick-k3", 3, batch=1, **square(8, 16, 3), peers="all", quick=True, devices=DEVICES),
+    *(volume(f"volume-k{k}", k, batch=1, **square(32, 32, 3), peers="all" if k < 7 else "core") for k in (3, 5, 7, 9)),
+    *(volume(f"medmnist-k{k}", k, batch=32, **square(16, 28, 3)) for k in (3, 5)),
+    *(volume(f"modelnet-k{k}", k, batch=8, **square(16, 32, 3)) for k in (3, 5)),
+    *(volume(f"mri-k{k}", k, batch=2, **square(16, 96, 3)) for k in (3, 5)),
+]
+
+# One layer's call by module and by function: what the module adds.
+MODULE = Problem(
+    "module-call", "module", 5, batch=1, channels=1, outputs=1, size=(8, 8), quick=True,
+    modes=("forward", "recording"), peers=("gmr_conv2d", "GMRConv2d"),
+)  # fmt: skip
+
+RESNETS = ("radconv_resnet", "radconv_resnet_folded", "conv_3x3_resnet", "released_gmr_resnet", "e2_conv_resnet")
 
 
-def last_sample(rival: Rival) -> dict[str, Tensor]:
-    """The last sample's output, and all gradients, in float64 on the CPU."""
-    names = ("x", "w", "sigma") if len(rival.tensors) == 3 else ("x", "kernel")
-    with recording("forward"):
-        found = {"output": forward_of(rival)()[-1:]}
-    with recording("training"):
-        gradients = training_of(rival)()[1:]
-    found |= {f"gradient of {name}": g for name, g in zip(names, gradients, strict=True)}
-    found["gradient of x"] = found["gradient of x"][-1:]
-    return {name: t.detach().double().cpu() for name, t in found.items()}
+def network(id: str, batch: int, side: int, width: int, **own: Any) -> NetworkProblem:
+    return NetworkProblem(
+        id, "network", 9, batch, 3, 10, (side, side), width=width, modes=("inference", "training"), peers=RESNETS, **own
+    )
 
 
-def expected_of(*peers: Rival) -> dict[str, Tensor]:
-    """What `last_sample` should find, from peers that do it in float64 on the CPU: the definition and the dense one."""
-    expected: dict[str, Tensor] = {}
-    for peer in peers:
-        assert peer.grad is not None
-        x, grad, *others = (t.double().cpu() for t in (peer.tensors[0][-1:], peer.grad[-1:], *peer.tensors[1:]))
-        expected = last_sample(replace(peer, tensors=[x, *others], grad=grad)) | expected
-    return expected
-
-
-def assert_last_sample(rival: Rival, expected: dict[str, Tensor], bound: float, errors: dict[str, Any]) -> None:
-    """The whole batch runs, as when it is timed; the last sample, with the largest addresses, is compared.
-
-    Relative errors are left in `errors`, also when one exceeds the bound.
-    """
-    assert rival.grad is not None
-    # zero for the other samples, so that the gradients of w and sigma are those of one sample
-    alone = torch.zeros_like(rival.grad)
-    alone[-1:] = rival.grad[-1:]
-    found = last_sample(replace(rival, grad=alone))
-    errors[rival.name] = {
-        name: float((t - expected[name]).abs().max() / expected[name].abs().max()) for name, t in found.items()
-    }
-    for name, error in errors[rival.name].items():
-        assert error < bound, f"{name} disagrees with the reference: relative error {error:.1e}, bound {bound:.0e}"
+# The most telling first: a run that must end early has them.
+PROBLEMS = [
+    MODULE,
+    *(overhead(f"overhead-k{k}", k, quick=k == 3) for k in (3, 5, 9)),
+    *(quick(f"quick-k{k}", k, quick=True) for k in (3, 5, 9)),
+    *(table_s2(f"table-s2-k{k}", k, peers="all" if k <= 11 else "core") for k in ODD_SIZES),
+    table_s2("table-s2-k9-channels-last", 9, layout="channels_last"),
+    *(modern(f"batch-32-k{k}-bf16", k) for k in ODD_SIZES),
+    *(modern(f"batch-32-k9-{precision}", 9, precision=precision) for precision in ("float16", "tf32", "float32")),
+    CONVNEXT[0],
+    *VOLUMES,
+    network("resnet18-w8-16x16", 4, 16, 8, quick=True),
+    network("resnet18-w32-32x32", 16, 32, 32, devices=("cpu",)),
+    network("resnet18-32x32", 8, 32, 64, devices=("cpu",)),
+    network("resnet18-32x32-b128", 128, 32, 64, devices=("cuda",), precision="tf32", layout="channels_last"),
+    network("resnet18-64x64-b128-bf16", 128, 64, 64, devices=("cuda",), **HALF),
+    *on_card(CONVNEXT, batch=32),
+    *on_card(VOLUMES),
+    *(paper(f"paper-protocol-k{k}", k) for k in (3, 5, 7, 9, 11)),
+    *CONVNEXT[1:],
+    odd("odd-1x3x7x33", 5, channels=3, outputs=5, size=(7, 33)),
+    odd("odd-stem-k7", 7, channels=3, outputs=32, size=(224, 224)),
+    odd("odd-1x64x8x8", 5, **square(64, 8)),
+    odd("odd-33x17x29x23", 9, batch=33, channels=17, outputs=31, size=(29, 23)),
+    odd("odd-gray-k11", 11, channels=1, outputs=16, size=(128, 128)),
+    *(batch_sweep(f"batch-{b}-k9", 9, batch=b) for b in (1, 2, 4, 8)),
+    *(channel_sweep(f"channels-{c}-k{k}", k, **square(c, 32)) for k in (3, 9) for c in (8, 16, 32, 64, 128, 256)),
+    *RESNET,
+    *on_card(RESNET, batch=128),
+    *PATHOLOGY,
+    *on_card(PATHOLOGY),
+]

@@ -22,11 +22,12 @@ from typing import Any
 
 from . import native_resources as native
 from . import triton_resources as triton
+from .markdown import between, marks, table
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE / "results" / "resources.json"
 README = HERE / "README.md"
-MARKS = "<!-- native kernels: python -m benchmarks.resources --publish -->", "<!-- end of native kernels -->"
+MARKS = marks("native kernels", "python -m benchmarks.resources --publish")
 KERNELS = {"conv": "Convolution", "gradient": "Weight gradient"}
 ENGINES = {"triton": "triton", "cuda": "nvcc"}  # and whose version their rows depend on
 
@@ -80,9 +81,8 @@ def find(rows: list[dict[str, Any]], kernel: str, target: str, dtype: str) -> li
     return [row for row in here if row["kernel"].split()[::2] == [kernel, dtype]]
 
 
-def markdown(title: str, head: list[str], rows: list[list[Any]]) -> list[str]:
-    lines = [f"| {' | '.join(map(str, cells))} |" for cells in [head, *rows]]
-    return [f"{title}:", "", lines[0], "|---" * len(head) + "|", *lines[1:]]
+def titled(title: str, head: list[str], rows: list[list[Any]]) -> list[str]:
+    return [f"{title}:", "", table(head, rows)]
 
 
 def readme_table(rows: list[dict[str, Any]], kernel: str, target: str, dtype: str) -> list[str]:
@@ -110,7 +110,7 @@ def readme_table(rows: list[dict[str, Any]], kernel: str, target: str, dtype: st
             slots = f" ({ESTIMATED_SLOTS[k]} slots)" if known and k in ESTIMATED_SLOTS else ""
             cells.append(f"{ESTIMATED_RINGS[k]}{slots}, {ESTIMATED_PRODUCT[k]}" if known else "")
         lines.append(cells)
-    return markdown(f"{KERNELS[kernel]}, {dtype}, {target} ({rows[0]['card']})", head, lines)
+    return titled(f"{KERNELS[kernel]}, {dtype}, {target} ({rows[0]['card']})", head, lines)
 
 
 def training_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -125,7 +125,7 @@ def training_table(rows: list[dict[str, Any]]) -> list[str]:
             parts = [f"{row['predicted_us']:.0f}" for row in (conv, conv, gradient)]
             lines.append([f"k={k}", *parts, f"{ours:.0f}", f"{dense:.0f}", f"{dense / ours:.1f}", TARGETS[k]])
     head = ["kernel", "forward, us", "input gradient", "weight gradient", "sum", "dense", "dense / sum", "target"]
-    return markdown("Training step, bfloat16, sm_90 (H200)", head, lines)
+    return titled("Training step, bfloat16, sm_90 (H200)", head, lines)
 
 
 def readme_tables(published: dict[str, Any]) -> str:
@@ -154,9 +154,7 @@ def publish(rows: list[dict[str, Any]], engines: Sequence[str]) -> None:
             new["rows"] = new["rows"] + [row for row in old["rows"] if row["engine"] == engine]
     new["rows"].sort(key=lambda row: list(ENGINES).index(row["engine"]))
     PUBLISHED.write_text(json.dumps(new, indent=1) + "\n")
-    text = README.read_text()
-    begin, end = text.index(MARKS[0]) + len(MARKS[0]), text.index(MARKS[1])
-    README.write_text(f"{text[:begin]}\n\n{readme_tables(new)}\n\n{text[end:]}")
+    README.write_text(between(README.read_text(), MARKS, readme_tables(new)))
 
 
 def main() -> None:
@@ -190,10 +188,10 @@ def main() -> None:
         engines = list(ENGINES) if arguments.engine == "all" else [arguments.engine]
         rows = []
         for engine in engines:
-            measure, table = (rows_of_cuda, native.table) if engine == "cuda" else (rows_of_triton, triton.table)
+            measure, show = (rows_of_cuda, native.table) if engine == "cuda" else (rows_of_triton, triton.table)
             found = measure(arguments.targets, arguments.only)
             if found:
-                print(table(found), end="\n\n")
+                print(show(found), end="\n\n")
             rows += found
     if arguments.json:
         arguments.json.write_text(json.dumps(document(rows), indent=1) + "\n")

@@ -4,15 +4,9 @@ as after training, the authors' released layers.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -142,25 +136,6 @@ class Bumps(nn.Module):
     def forward(self) -> Tensor:  # (n, D)
         rings = torch.arange(len(self.scale), dtype=self.scale.dtype, device=self.scale.device)
         return torch.cos(self.scale * self.shell + rings.unsqueeze(1))
-
-
-def load_released(distribution: str, version: str, file: str) -> ModuleType:
-    """The module of the released layers alone: the packages' __init__ imports what they don't declare."""
-    how = "run `pip install --no-deps -r requirements/released.txt`"
-    try:
-        found = importlib.metadata.distribution(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        pytest.fail(f"{distribution} is not installed, these tests compare with it: {how}", pytrace=False)
-    if found.version != version:
-        pytest.fail(f"{distribution}: expected version {version}, installed is {found.version}: {how}", pytrace=False)
-    path = Path(str(found.locate_file(file)))
-    spec = importlib.util.spec_from_file_location(f"released_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def released_kernel(layer: nn.Module) -> Tensor:

@@ -9,10 +9,11 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from support import load_released, randomised, relative_error, released_kernel
+from support import randomised, relative_error, released_kernel
 from torch import Tensor, nn
 
 import radconv_ext
+from benchmarks.third_party import gmr_module, sre_module
 from radconv_ext import nn as rnn
 from radconv_ext.export import decomposed
 
@@ -309,10 +310,10 @@ def test_decomposed_export() -> None:
 def test_released_checkpoints(package: str, circular: bool) -> None:
     torch.manual_seed(0)
     if package == "GMR":
-        module = load_released("GMR-Conv", "1.0.3", "GMR_Conv/gmr_conv.py")
+        module = gmr_module()
         layers = [module.GMR_Conv2d(4, 6, 9, force_circular=circular), module.GMR_Conv3d(6, 2, 3)]
     else:
-        module = load_released("SRE-Conv", "1.0.2", "SRE_Conv/sre_conv.py")
+        module = sre_module()
         layers = [module.SRE_Conv2d(4, 6, 9), module.SRE_Conv3d(6, 2, 3)]
         circular = True
     released = nn.Sequential(*layers)
@@ -335,14 +336,14 @@ def test_released_checkpoints(package: str, circular: bool) -> None:
 
 
 def test_released_checkpoints_under_another_default_device() -> None:
-    state = load_released("SRE-Conv", "1.0.2", "SRE_Conv/sre_conv.py").SRE_Conv2d(4, 6, 5).state_dict()
+    state = sre_module().SRE_Conv2d(4, 6, 5).state_dict()
     with torch.device("meta"):
         converted = rnn.convert_released(state)
     rnn.SREConv2d(4, 6, 5).load_state_dict(converted)
 
 
 def test_released_checkpoints_with_trained_indices_are_refused() -> None:
-    layer = load_released("GMR-Conv", "1.0.3", "GMR_Conv/gmr_conv.py").GMR_Conv2d(4, 6, 5, train_index_mat=True)
+    layer = gmr_module().GMR_Conv2d(4, 6, 5, train_index_mat=True)
     with torch.no_grad():
         layer.weight_index_mat.add_(0.01)
     with pytest.raises(ValueError, match=r"weight_index_mat: expected bands.*it was trained"):

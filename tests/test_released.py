@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support import ENGINES, gradients, load_released, relative_error, released_kernel
+from support import ENGINES, gradients, relative_error, released_kernel
 from torch import Tensor, nn
 
 import radconv_ext
+from benchmarks.third_party import gmr_module, sre_module
 
 CONV = {2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -33,12 +34,12 @@ TOLERANCE = {
 
 @pytest.fixture(scope="module")
 def gmr() -> ModuleType:
-    return load_released("GMR-Conv", "1.0.3", "GMR_Conv/gmr_conv.py")
+    return gmr_module()
 
 
 @pytest.fixture(scope="module")
 def sre() -> ModuleType:
-    return load_released("SRE-Conv", "1.0.2", "SRE_Conv/sre_conv.py")
+    return sre_module()
 
 
 def randomise(layer: nn.Module, seed: int) -> nn.Module:

@@ -1,0 +1,181 @@
+"""Clocks, memory meters, and turns: every peer runs a few calls, then the next one, round after round.
+
+On a CPU a turn is wall time, after one call that isn't timed: it brings the peer's data into the caches and lets idle
+threads of the peer before it fall asleep.  On a GPU a turn replays a CUDA graph between two events.  A graph runs the
+step on one input set after another, together more than twice the second-level cache, so that every step reads device
+memory; wall time of eager calls, host included, is taken beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .problems import Problem
+from .work import Step
+
+Turn = Callable[[int], float]  # number of calls -> seconds of one
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long to measure; seconds."""
+
+    turn: float  # of one peer's turn, in calls as short as this; else one call
+    group: float  # of all turns of all peers of a problem and mode, but for those that must
+    rounds: tuple[int, int]  # least and most
+    step: float  # a peer whose step is predicted to take longer is left out
+    reference_flops: float  # of the part that is compared with the definition
+
+
+QUICK = Limits(turn=0.005, group=0.5, rounds=(3, 9), step=0.5, reference_flops=2e8)
+FULL = {
+    "cpu": Limits(turn=0.02, group=4.0, rounds=(5, 15), step=5.0, reference_flops=2e9),
+    "cuda": Limits(turn=0.01, group=0.5, rounds=(3, 9), step=0.2, reference_flops=2e10),
+}
+# The GMR-Conv paper's Table S2 has 1,000 calls: so many or more in five turns, where a call takes up to a millisecond.
+PAPER = {"turn": 0.2, "rounds": (5, 5)}
+FEWEST_TURNS = 3  # of a peer with slow calls
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def wall(steps: Sequence[Step], device: str) -> Turn:
+    def turn(calls: int) -> float:
+        steps[0]()
+        synchronize(device)
+        start = time.perf_counter()
+        for i in range(calls):
+            steps[i % len(steps)]()
+        synchronize(device)
+        return (time.perf_counter() - start) / calls
+
+    return turn
+
+
+def elapsed(function: Step, calls: int) -> float:
+    """Seconds on the card of one of several calls in a row."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(calls):
+        function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
+
+
+def captured(steps: Sequence[Step]) -> Turn:
+    """A CUDA graph of all steps in turn; a call is one of them."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    # nothing may compile, tune or load inside the capture, and autograd works on the stream that it was warmed up on
+    with torch.cuda.stream(stream):
+        for step in (steps[0], steps[0], *steps):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        # held until the end, or all steps would write to the same memory and find it in the cache
+        held = [step() for step in steps]
+    del held
+    elapsed(graph.replay, 2)
+    return lambda calls: elapsed(graph.replay, -(-calls // len(steps))) / len(steps)
+
+
+def interleaved(turns: dict[str, Turn], limits: Limits) -> dict[str, list[float]]:
+    """Seconds of a call, a list per peer: the peers take turns, those with slow calls not in every round."""
+    first = {name: turn(1) for name, turn in turns.items()}
+    calls = {name: max(1, round(limits.turn / max(t, 1e-9))) for name, t in first.items()}
+    cost = {name: first[name] * (calls[name] + 1) for name in turns}
+    least, most = limits.rounds
+    slow = {name for name in turns if cost[name] * most > limits.group}
+    quick_cost = sum(cost[name] for name in turns if name not in slow)
+    rounds = min(max(round(limits.group / quick_cost), least), most) if quick_cost else FEWEST_TURNS
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    slow_rounds = {round(i * (rounds - 1) / (FEWEST_TURNS - 1)) for i in range(FEWEST_TURNS)}
+    with collector_off():
+        for i in range(rounds):
+            for name, turn in turns.items():
+                if name not in slow or i in slow_rounds:
+                    times[name].append(turn(calls[name]))
+    return times
+
+
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def peak_bytes(step: Step, device: str) -> int | None:
+    """Memory that a step adds at its peak; call the step before, or what it loads and compiles counts too."""
+    return _peak_allocated(step) if device == "cuda" else _peak_resident(step)
+
+
+def _peak_allocated(step: Step) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _peak_resident(step: Step) -> int | None:
+    """By Linux' high-water mark of resident memory; None elsewhere."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that is still resident would be filled unseen
+        with open("/proc/self/clear_refs", "w") as marks:
+            marks.write("5")  # the peak counts from here
+    except OSError:
+        return None
+    before = _status("VmRSS")
+    step()
+    return max(_status("VmHWM") - before, 0)
+
+
+def _status(key: str) -> int:
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def settings(problem: Problem) -> Iterator[None]:
+    """TF32 and the choice of algorithms, the same for all peers of a problem."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic
+    cudnn.allow_tf32 = matmul.allow_tf32 = problem.precision == "tf32"
+    cudnn.benchmark = problem.protocol == "modern"
+    cudnn.deterministic = problem.protocol == "paper"
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark, cudnn.deterministic = before
+
+
+MOST_SETS = 32
+
+
+def input_sets(problem: Problem, channels: int, outputs: int, cache_bytes: int) -> int:
+    """How many inputs together exceed twice the cache; tiny problems stop at a limit and stay in it."""
+    moved = problem.pixels * (channels + outputs) * problem.dtype.itemsize
+    return max(2, min(MOST_SETS, 2 * cache_bytes // moved + 1))
