@@ -390,9 +390,9 @@ def group_package(space: str) -> tuple[ModuleType, ModuleType]:
     return import_escnn() if space == "octahedral" else import_e2cnn()
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def group_layer(space: str, fields: int, outputs: int, kernel_size: int) -> tuple[nn.Module, Any, Any]:
-    """A layer between regular fields, and their types: seconds of work, done once for all modes of a problem."""
+    """A layer between regular fields, and their types: a second of work, done once for all modes of a problem."""
     gspaces, enn = group_package(space)
     on = {
         "c8": lambda: gspaces.Rot2dOnR2(8),
@@ -402,7 +402,10 @@ def group_layer(space: str, fields: int, outputs: int, kernel_size: int) -> tupl
     }[space]()
     kinds = [enn.FieldType(on, [on.regular_repr] * n) for n in (fields, outputs)]
     kind = enn.R3Conv if space == "octahedral" else enn.R2Conv
-    return kind(*kinds, kernel_size, padding=kernel_size // 2, bias=False), *kinds
+    # the packages' own start takes most of the time, and the numbers don't matter here
+    layer = kind(*kinds, kernel_size, padding=kernel_size // 2, bias=False, initialize=False)
+    layer.weights.data.normal_(std=fields**-0.5, generator=torch.Generator().manual_seed(7))
+    return layer, *kinds
 
 
 class GroupConv(Peer):
