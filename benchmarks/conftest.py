@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ class Campaign:
         self.devices = {name: Device(name) for name in DEVICES}
         self.peers: dict[Group, list[str]] = {}
         self.results: dict[Group, dict[str, Result] | str] = {}
+        self.absent: Counter[tuple[str, str, str]] = Counter()  # device, peer, reason
         self.bench: Bench | None = None
         self.started = time.monotonic()
         self.progress = Progress(
@@ -97,8 +99,8 @@ class Campaign:
         done = sum(1 for known in self.peers if known in self.results)
         self.progress.update(self.task, completed=done, description=" ".join(group), refresh=True)
         if not self.progress.console.is_terminal:
-            task, total = self.progress.tasks[self.task], len(self.peers)
-            left = task.time_remaining
+            total = len(self.peers)
+            left = (time.monotonic() - self.started) / done * (total - done) if done else None
             rest = "" if left is None else f", about {left:.0f} s left"
             self.progress.console.print(f"[{done + 1}/{total}{rest}] {' '.join(group)}", highlight=False, markup=False)
 
@@ -119,6 +121,7 @@ class Campaign:
             self.results[group] = self._measure(group)
         found = self.results[group]
         if why is not None or isinstance(found, str):
+            self.absent[group[0], peer, why or str(found)] += 1
             pytest.skip(why or str(found))
         return found[peer]
 
@@ -180,6 +183,13 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] 
     if report.failed or (report.when != "call" and not report.skipped):
         return None
     return report.outcome, "", report.outcome.upper()
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
+    """Why figures are missing, and how many."""
+    absent = config.stash[CAMPAIGN].absent
+    names = ("device", "peer", "reason")
+    output_json["absent"] = [dict(zip(names, what, strict=True)) | {"count": n} for what, n in sorted(absent.items())]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -19,9 +19,17 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 
-# Largest error over the reference's largest value.  An operand or a result rounded to bfloat16 moves by up to 2^-9, to
-# float16 by 2^-12, to TF32 by up to 2^-11 (2^-10 where it is cut off): room for a handful, none for a wrong tap.
-BOUNDS = {"float32": 1e-5, "tf32": 5e-3, "float16": 3e-3, "bfloat16": 2e-2}
+# Largest error over the reference's largest value: of the output and the input gradient, and of the gradients by
+# parameters, which are sums over all pixels; sigma's terms cancel besides.  An operand or a result rounded to bfloat16
+# moves by up to 2^-9, to float16 by 2^-12, to TF32 by up to 2^-11 (2^-10 where it is cut off): room for a handful, none
+# for a wrong tap.  Worst seen on a CPU, of all peers: float32 2.4e-6 and 4.1e-5 (ours 4.7e-6), bfloat16 6.3e-3 and 1.2e-2,
+# float16 8.8e-4 and 1.0e-3.
+BOUNDS = {
+    "float32": (1e-5, 1e-4),
+    "tf32": (5e-3, 2e-2),
+    "float16": (3e-3, 1e-2),
+    "bfloat16": (2e-2, 5e-2),
+}
 
 # Of a network, whose gradients are one vector, compared by its norm.  Worst seen on a CPU, all networks: float32 1.4e-6
 # and 6.3e-3 (a ReLU on the other side of zero), bfloat16 4.1e-2 and 0.38.  TF32 between them: not measured.
@@ -76,7 +84,7 @@ class Problem:
 
     def bound(self, quantity: str) -> float:
         """The largest error of an output or a gradient that counts as agreement."""
-        return BOUNDS[self.precision]
+        return BOUNDS[self.precision][quantity not in ("output", "gradient of x")]
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -231,6 +239,6 @@ PROBLEMS = [
     *(channel_sweep(f"channels-{c}-k{k}", k, **square(c, 32)) for k in (3, 9) for c in (8, 16, 32, 64, 128, 256)),
     *RESNET,
     *on_card(RESNET, batch=128),
-    *PATHOLOGY,
+    PATHOLOGY[0],  # the others take minutes on a CPU
     *on_card(PATHOLOGY),
 ]

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from . import charts, readme, tables
 from .peers import PEERS
 from .problems import DEVICES, MODES
-from .rows import DENSE, ENGINES, Results, ResultsError, condense, is_ours, load, write
+from .rows import DENSE, ENGINES, Results, ResultsError, Row, absent, condense, is_ours, load, write
 from .tables import K_SUITES, NOT_MEASURED, Cell, Table
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
@@ -137,8 +137,16 @@ def about_peers(results: Results) -> Section:
     return Section("Peers and agreement", [], tables=[known, tables.agreement(results)], missing=missing)
 
 
-def part(results: Results, device: str) -> Part:
+def about_absent(reasons: list[Row]) -> Section:
+    lines = [[row["peer"], row["reason"], row["count"]] for row in reasons]
+    found = tables.table(["peer", "why", "problems and modes"], lines, "Reasons", closed=True)
+    return section("Not measured, and why", [], [], [found])
+
+
+def part(results: Results, device: str, reasons: list[Row]) -> Part:
     found = results.select(device=device)
+    if not found.rows:
+        return Part(device, TITLES[device], tables.names_machine(found), [], [about_absent(reasons)])
     network = section("Networks", ["A ResNet-18 with each kind of layer."], [], [tables.networks(found)])
     suites = [section(f"Suite {name}", [], [], [*tables.suite(found, name)]) for name in found.suites()]
     sections = [
@@ -151,6 +159,7 @@ def part(results: Results, device: str) -> Part:
         network,
         about_machine(found),
         about_peers(found),
+        about_absent(reasons),
         *suites,
     ]
     return Part(device, TITLES[device], tables.names_machine(found), headline(found, device), sections)
@@ -159,8 +168,14 @@ def part(results: Results, device: str) -> Part:
 # ---- what is written -------------------------------------------------------------------------------------------------
 
 
-def parts_of(results: Results) -> list[Part]:
-    return [part(results, device) for device in DEVICES if device in results.values("device")]
+def parts_of(results: Results, reasons: list[Row]) -> list[Part]:
+    """A part for each device that was measured, or that was to be."""
+    made = []
+    for device in DEVICES:
+        why = [row for row in reasons if row["device"] == device]
+        if why or device in results.values("device"):
+            made.append(part(results, device, why))
+    return made
 
 
 def html(parts: list[Part], sources: str) -> str:
@@ -202,7 +217,7 @@ def main() -> None:
             condense(arguments.results, arguments.condense)
     except ResultsError as error:
         sys.exit(f"benchmarks.report: {error}")
-    parts = parts_of(results)
+    parts = parts_of(results, absent(*arguments.results))
     write(arguments.html, html(parts, ", ".join(path.name for path in arguments.results)))
     write(arguments.markdown, markdown(parts))
     print(f"wrote {arguments.html} and {arguments.markdown}")

@@ -100,17 +100,26 @@ def _parse_lines(path: Path, text: str) -> list[Row]:
         return found
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{path}: expected a readable text file, got: {error}.") from None
+
+
 def load(*paths: str | Path) -> list[Row]:
     """The rows of all files; one of a later file replaces an earlier one of the same key."""
     found: dict[Key, Row] = {}
     for path in map(Path, paths):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ResultsError(f"{path}: expected a readable text file, got: {error}.") from None
-        for row in (_parse_lines if path.suffix == ".part" else _parse)(path, text):
+        for row in (_parse_lines if path.suffix == ".part" else _parse)(path, _read(path)):
             found[key(row)] = row
     return list(found.values())
+
+
+def absent(*paths: str | Path) -> list[Row]:
+    """Why figures are missing, from files that `load` takes: device, peer, reason, and the count of them."""
+    whole = [path for path in map(Path, paths) if path.suffix != ".part"]
+    return [reason for path in whole for reason in json.loads(_read(path)).get("absent", [])]
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -152,10 +161,15 @@ def condense(paths: Sequence[str | Path], out: str | Path) -> None:
     heads: dict[str, Row] = {}
     for row in found:
         heads.setdefault(row["device"], {name: row.get(name) for name in SHARED})
-    lines = [json.dumps(rounded(_benchmark(row, heads[row["device"]]))) for row in found]
+    benchmarks = [rounded(_benchmark(row, heads[row["device"]])) for row in found]
     latest = max((row["datetime"] for row in found if row["datetime"]), default=None)
-    head = f'"machine_info": {json.dumps(rounded(heads), indent=1)},\n"datetime": {json.dumps(latest)}'
-    write(Path(out), f'{{{head},\n"benchmarks": [\n' + ",\n".join(lines) + "\n]}\n")
+    head = f'"machine_info": {json.dumps(rounded(heads), indent=1)},\n"datetime": {json.dumps(latest)},\n'
+    head += f'"absent": [\n{_lines(absent(*paths))}\n]'
+    write(Path(out), f'{{{head},\n"benchmarks": [\n{_lines(benchmarks)}\n]}}\n')
+
+
+def _lines(items: Sequence[Any]) -> str:
+    return ",\n".join(map(json.dumps, items))
 
 
 # ---- looking up ------------------------------------------------------------------------------------------------------

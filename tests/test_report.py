@@ -156,6 +156,7 @@ def test_condensed_is_the_same_but_for_digits(tmp_path: Path) -> None:
     lines = out.read_text().splitlines()
     assert sum('"peer"' in line for line in lines) == len(rows.load(*paths))
     assert max(line.count('"peer"') for line in lines) == 1
+    assert rows.absent(out) == []
     assert sum('"machine"' in line for line in lines) == 2
     assert "stddev" not in out.read_text()
     assert json.loads(out.read_text())["machine_info"]["cpu"]["ceilings"]["fma_per_second"] == 9.1235e10
@@ -219,7 +220,7 @@ def test_bad_rows(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def page(whole: Results) -> str:
-    return report.html(report.parts_of(whole), "out.json")
+    return report.html(report.parts_of(whole, []), "out.json")
 
 
 def test_page_needs_nothing_from_elsewhere(page: str) -> None:
@@ -234,6 +235,22 @@ def test_page_shows_everything(page: str, whole: Results) -> None:
     assert "A &lt;fast&gt; CPU" in page  # escaped
     assert "11,173,962" in page
     assert "3,200" in page or "3200" in page  # 32 images in 0.01 s
+
+
+def test_reasons_are_kept_and_shown(tmp_path: Path) -> None:
+    made = pair(0.002, 0.008)
+    made["absent"] = [
+        {"device": "cpu", "peer": "e2_conv", "reason": "has no <3D> form", "count": 7},
+        {"device": "cuda", "peer": "torch_conv", "reason": "torch sees no CUDA device", "count": 3},
+    ]
+    out = saved(tmp_path, made)
+    rows.condense([out], tmp_path / "kept.json")
+    assert rows.absent(tmp_path / "kept.json") == made["absent"]
+    cpu, card = report.parts_of(Results(rows.load(out)), rows.absent(out))
+    text = report.html([cpu, card], "out.json")
+    assert "has no &lt;3D&gt; form" in text
+    assert [made.title for made in card.sections] == ["Not measured, and why"]
+    assert "| torch_conv | torch sees no CUDA device | 3 |" in report.markdown([card])
 
 
 def test_losing_shapes_are_flagged_and_listed(whole: Results) -> None:
@@ -253,7 +270,7 @@ def test_losing_shapes_are_flagged_and_listed(whole: Results) -> None:
 
 
 def test_losing_shapes_stand_out_in_both_files(page: str, whole: Results) -> None:
-    text = report.markdown(report.parts_of(whole.select(device="cpu")))
+    text = report.markdown(report.parts_of(whole.select(device="cpu"), []))
     assert '<td class="bad">9.72 ms<small>0.83x' in page
     assert "**0.83**" in text
     assert "### Losing shapes" in text
@@ -261,7 +278,7 @@ def test_losing_shapes_stand_out_in_both_files(page: str, whole: Results) -> Non
 
 def test_missing_data_says_so() -> None:
     one = Results(flat(pair(0.002, 0.008)))
-    parts = report.parts_of(one)
+    parts = report.parts_of(one, [])
     for text in (report.markdown(parts), report.html(parts, "out.json")):
         for said in ("Suite table-s2: not measured.", "Networks: not measured.", "Roofline: not measured.",
                      "Peak memory: not measured.", "Time against k, batch and channels: not measured.",
@@ -274,7 +291,7 @@ def test_missing_data_says_so() -> None:
 
 def test_missing_mode_says_so() -> None:
     made = [one for one in document()["benchmarks"] if one["extra_info"]["mode"] != "inference"]
-    text = report.markdown(report.parts_of(Results(flat(small(*made)))))
+    text = report.markdown(report.parts_of(Results(flat(small(*made))), []))
     assert "Suite table-s2, inference: not measured." in text
 
 
