@@ -22,8 +22,8 @@ DTYPES = {
 # Largest error over the reference's largest value: of the output and the input gradient, and of the gradients by
 # parameters, which are sums over all pixels; sigma's terms cancel besides.  An operand or a result rounded to bfloat16
 # moves by up to 2^-9, to float16 by 2^-12, to TF32 by up to 2^-11 (2^-10 where it is cut off): room for a handful, none
-# for a wrong tap.  Worst seen on a CPU, of all peers: float32 2.4e-6 and 4.1e-5 (ours 4.7e-6), bfloat16 6.3e-3 and 1.2e-2,
-# float16 8.8e-4 and 1.0e-3.
+# for a wrong tap.  Worst seen on a CPU, of all peers: float32 2.4e-6 and 4.1e-5 (ours 4.7e-6), bfloat16 6.3e-3 and
+# 1.2e-2, float16 8.8e-4 and 1.0e-3.
 BOUNDS = {
     "float32": (1e-5, 1e-4),
     "tf32": (5e-3, 2e-2),
