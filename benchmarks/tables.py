@@ -244,8 +244,8 @@ def paper(results: Results, device: str) -> Table:
             cells: list[Any] = [mode, method or "–", peer]
             for k in sizes:
                 here = ratio(time_ratio(results, device, problems.get(k, ""), mode, peer))
-                there = ratio(known[k][place] / PAPER[DENSE][k][place]) if k in known else "–"
-                cells.append(Cell(here, f"(paper {there})"))
+                there = f"(paper {ratio(known[k][place] / PAPER[DENSE][k][place])})" if k in known else ""
+                cells.append(Cell(here, there))
             lines.append(cells)
     return table(["mode", "in the paper", "here", *(f"k={k}" for k in sizes)], lines)
 
@@ -290,7 +290,7 @@ def networks(results: Results) -> Table | None:
         for peer in here.peers():
             rows = {row["mode"]: row for row in here.select(peer=peer).rows}
             cells = [_per_second(results, rows.get(mode)) for mode in modes]
-            cells += [Cell(mebibytes(rows[mode].get("peak_bytes") if mode in rows else None)) for mode in modes]
+            cells += [Cell(mebibytes(rows[mode].get("peak_bytes")) if mode in rows else "–") for mode in modes]
             count = next((row["parameters"] for row in rows.values() if row.get("parameters")), None)
             lines.append([problem, peer, *cells, NOT_MEASURED if count is None else f"{count:,}"])
     head = ["network", "layers", *(f"{mode}, images/s" for mode in modes), *(f"{mode}, peak MiB" for mode in modes)]
@@ -299,5 +299,5 @@ def networks(results: Results) -> Table | None:
 
 def _per_second(results: Results, row: Row | None) -> Cell:
     if row is None:
-        return Cell(NOT_MEASURED)
+        return Cell("–")
     return Cell(digits(row["batch"] / row["median"]), bad=results.is_slower(row))

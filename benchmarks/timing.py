@@ -36,12 +36,12 @@ class Limits:
 
 QUICK = Limits(turn=0.005, group=0.5, rounds=(3, 9), step=0.5, reference_flops=2e8)
 FULL = {
-    "cpu": Limits(turn=0.02, group=4.0, rounds=(5, 15), step=5.0, reference_flops=2e9),
+    "cpu": Limits(turn=0.02, group=4.0, rounds=(7, 15), step=5.0, reference_flops=2e9),
     "cuda": Limits(turn=0.01, group=0.5, rounds=(3, 9), step=0.2, reference_flops=2e10),
 }
 # The GMR-Conv paper's Table S2 has 1,000 calls: so many or more in five turns, where a call takes up to a millisecond.
 PAPER = {"turn": 0.2, "rounds": (5, 5)}
-FEWEST_TURNS = 3  # of a peer with slow calls
+FEWEST_TURNS = 5  # of a peer with slow calls
 LONG = 0.2  # a call that takes as many seconds is one turn, without an untimed one before it
 
 
