@@ -219,7 +219,8 @@ def memory(results: Results) -> Figure | None:
 def roofline(results: Results) -> Figure | None:
     """The floor over the time, of our engines, a line a problem; rows of one device."""
     names = [name for engines in ENGINES.values() for name in engines]
-    found = Results(row for row in results.rows if row["peer"] in names and row.get("floor_fraction") is not None)
+    measured = (row for row in results.rows if row["suite"] != "overhead")  # nothing but the host's work
+    found = Results(row for row in measured if row["peer"] in names and row.get("floor_fraction") is not None)
     if not found.rows:
         return None
     problems = found.values("problem")
