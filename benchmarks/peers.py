@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +34,8 @@ DENSE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 class Peer:
     """One way to compute a problem."""
 
-    name: ClassVar[str]
-    label: ClassVar[str]
+    name: str
+    label: str
     tier = "all"  # "core": runs every problem; "all": those with all peers; "named": those that name it
     modes: tuple[str, ...] = MODES
     ndims: tuple[int, ...] = (1, 2, 3)
@@ -113,10 +113,10 @@ class Radconv(Peer):
     """`gmr_convNd` by one engine."""
 
     tier = "core"
-    engine: ClassVar[str]
 
-    def __init_subclass__(cls) -> None:
-        cls.name = f"radconv_{cls.engine}"
+    def __init__(self, engine: str) -> None:
+        self.engine = engine
+        self.name, self.label = f"radconv_{engine}", f"radconv_ext, engine {engine!r}"
 
     def missing(self, problem: Problem, device: str) -> str | None:
         if os.environ.get("TRITON_INTERPRET") == "1" and self.engine == "triton":
@@ -131,26 +131,6 @@ class Radconv(Peer):
         convolve = function("gmr_conv", problem)
         run = lambda x, w, sigma: convolve(x, w, sigma, engine=self.engine, **options(problem))
         return functional(problem, *gaussian(problem, device), run)
-
-
-class RadconvCPU(Radconv):
-    engine = "cpu"
-    label = "radconv_ext, CPU engine"
-
-
-class RadconvCUDA(Radconv):
-    engine = "cuda"
-    label = "radconv_ext, CUDA engine"
-
-
-class RadconvTriton(Radconv):
-    engine = "triton"
-    label = "radconv_ext, Triton engine"
-
-
-class RadconvReference(Radconv):
-    engine = "reference"
-    label = "radconv_ext, reference engine"
 
 
 class ModuleCall(Peer):
@@ -415,11 +395,11 @@ class GroupConv(Peer):
     has the problem's channels and `order` times fewer fields.
     """
 
-    ndims = (2,)
     groups = False
-    space: ClassVar[str]
-    order: ClassVar[int]
-    width = False
+
+    def __init__(self, name: str, label: str, space: str, order: int, width: bool, ndim: int) -> None:
+        self.name, self.label, self.ndims = name, label, (ndim,)
+        self.space, self.order, self.width = space, order, width
 
     def missing(self, problem: Problem, device: str) -> str | None:
         if self.width and (problem.channels % self.order or problem.outputs % self.order):
@@ -464,13 +444,12 @@ class Exported(GroupConv):
 
 def group_peers(name: str, label: str, space: str, order: int, ndim: int = 2) -> list[Peer]:
     """Equal fields and equal width, each as a layer of its package and exported."""
-    made = []
+    made: list[Peer] = []
     for width in (False, True):
-        for base in (GroupConv, Exported):
-            suffix = ("_width" if width else "") + ("_exported" if base is Exported else "")
-            described = f"{label}, equal {'width' if width else 'fields'}{', exported' if base is Exported else ''}"
-            own = {"name": name + suffix, "label": described, "space": space, "order": order, "width": width}
-            made.append(type(f"{name}{suffix}", (base,), own | {"ndims": (ndim,)})())
+        for kind in (GroupConv, Exported):
+            own = name + "_width" * width + "_exported" * (kind is Exported)
+            equal = f"equal {'width' if width else 'fields'}{', exported' if kind is Exported else ''}"
+            made.append(kind(own, f"{label}, {equal}", space, order, width, ndim))
     return made
 
 
@@ -546,10 +525,7 @@ PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
         TorchConv(),
-        RadconvCPU(),
-        RadconvCUDA(),
-        RadconvTriton(),
-        RadconvReference(),
+        *map(Radconv, ENGINES),
         RadconvFolded(),
         FunctionCall(),
         ModuleCall(),
