@@ -300,7 +300,7 @@ def test_paper_beside_ours(whole: Results) -> None:
     lines = {tuple(cell.text for cell in cells[:3]): [*map(str, cells[3:])] for cells in made.rows}
     assert lines["training", "efficient GMR", "released_gmr"][0] == "0.80 (paper 1.2)"  # 1.194 / 0.974
     assert lines["inference", "E(2)-Conv", "e2_conv"][0] == "60.0 (paper 28.1)"  # 11.0 / 0.391
-    assert lines["training", "E(2)-Conv", "e2_conv"][1] == "60.0 (paper –)"
+    assert lines["training", "E(2)-Conv", "e2_conv"][1] == "60.0"
     assert lines["training", "Group-Conv", "group_conv_p4m"][0] == "not measured (paper 24.6)"
 
 
