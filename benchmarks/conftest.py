@@ -37,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("radconv_ext")
     group.addoption("--quick", action="store_true", help="small problems with every peer, a few rounds")
     group.addoption("--device", choices=DEVICES, help="one device; default: all that are there")
-    group.addoption("--seconds", type=float, help="no problem begins later than this after the first")
+    group.addoption("--seconds", type=float, help="no problem and mode begins later than this after the first")
     group.addoption("--longest-step", type=float, help="leave out what is predicted to take longer, in seconds")
 
 
@@ -75,7 +75,7 @@ class Campaign:
         self.results: dict[Group, dict[str, Result] | str] = {}
         self.absent: Counter[tuple[str, str, str]] = Counter()  # device, peer, reason
         self.bench: Bench | None = None
-        self.started = time.monotonic()
+        self.started = 0.0
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             console=Console(stderr=True), auto_refresh=False,
@@ -90,6 +90,7 @@ class Campaign:
                 self.peers.setdefault(group, []).append(peer)
         if self.part:
             self.part.unlink(missing_ok=True)
+        self.started = time.monotonic()
         self.task = self.progress.add_task("", total=len(self.peers))
         if self.progress.console.is_terminal:
             self.progress.start()
@@ -137,7 +138,10 @@ class Campaign:
             self.bench = None
             release()
             self.bench = Bench(BY_ID[problem_id], self.devices[name], self.limits[name])
-        return self.bench.measure(mode, live)
+        try:
+            return self.bench.measure(mode, live)
+        except Exception as error:  # or every peer's test would measure all of them again
+            return dict.fromkeys(live, Result(failure=f"{type(error).__name__} while all were timed: {error}"))
 
     def info(self, group: Group, peer: str, result: Result) -> dict[str, Any]:
         name, problem_id, mode = group

@@ -35,7 +35,7 @@ import importlib.util
 import shutil
 import sysconfig
 
-modules = ("torch", "triton", "setuptools", "pybind11", "pytest", "pytest_benchmark", "rich", "matplotlib")
+modules = ("torch", "triton", "setuptools", "pybind11", "pytest", "pytest_benchmark", "rich", "matplotlib", "jinja2")
 lacking = [name for name in modules if importlib.util.find_spec(name) is None]
 path = sysconfig.get_path("scripts")
 tools = ("cmake", "ninja")

@@ -67,7 +67,8 @@ class Peer:
 
     def errors(self, work: Work, problem: Problem, mode: str, device: str, flops: float) -> dict[str, float]:
         """Relative errors against the definition, which may take so many FLOPs, in float64."""
-        return disagreements(work, problem, mode, device, corner(problem, self.flops(problem), flops))
+        needed = max(self.flops(problem), problem.dense_flops)
+        return disagreements(work, problem, mode, device, corner(problem, needed, flops))
 
 
 def drawn(problem: Problem, last: int, device: str) -> Tensor:
@@ -95,6 +96,13 @@ def gaussian(problem: Problem, device: str) -> tuple[Parameters, Callable[[Param
     """Ring weights and sigma of a GMR convolution, and the dense kernel by definition."""
     w, sigma = drawn(problem, problem.rings, device), radconv_ext.default_sigma(problem.kernel_size).to(device)
     return {"w": w, "sigma": sigma}, lambda p: function("gmr_kernel", problem)(p["w"], p["sigma"])
+
+
+def laid_out(module: nn.Module, problem: Problem) -> nn.Module:
+    """The module, with kernels in the problem's layout."""
+    for parameter in module.parameters():
+        parameter.data = problem.laid_out(parameter.data)
+    return module
 
 
 def functional(
@@ -180,8 +188,7 @@ class RadconvFolded(Peer):
         parameters, kernel = gaussian(problem, device)
         with torch.no_grad():
             layer.weight.copy_(parameters["w"])
-        conv = layer.to_conv().to(device, problem.dtype)
-        conv.weight.data = problem.laid_out(conv.weight.data)
+        conv = laid_out(layer.to_conv().to(device, problem.dtype), problem)
         fixed = {name: t.double() for name, t in parameters.items()}
         definition = by_kernel(problem, lambda _: kernel(fixed))
         return Work(conv, dict(conv.named_parameters()), definition, problem.channels, problem.outputs)
@@ -417,12 +424,15 @@ class GroupConv(Peer):
     def build(self, problem: Problem, device: str) -> Work:
         layer, of, to = self.layer(problem, device)
         geometric = group_package(self.space)[1].GeometricTensor
-        with torch.no_grad():
-            kernel = layer.train().expand_parameters()[0].double()
+
+        def definition(x: Tensor, _: Parameters) -> Tensor:
+            kernel = layer.expand_parameters()[0].detach().double()
+            return DENSE[problem.ndim](x, kernel, padding=problem.kernel_size // 2)
+
         return Work(
             lambda x: layer(geometric(x, of)).tensor,
             dict(layer.named_parameters()),
-            lambda x, _: DENSE[problem.ndim](x, kernel, padding=problem.kernel_size // 2),
+            definition,
             of.size,
             to.size,
             layer,
@@ -437,7 +447,7 @@ class Exported(GroupConv):
     def build(self, problem: Problem, device: str) -> Work:
         work = super().build(problem, device)
         layer, *_ = self.layer(problem, device)
-        conv = layer.eval().export().to(device, problem.dtype)
+        conv = laid_out(layer.eval().export().to(device, problem.dtype), problem)
         work.call, work.parameters, work.module = conv, dict(conv.named_parameters()), None
         return work
 
@@ -456,17 +466,18 @@ def group_peers(name: str, label: str, space: str, order: int, ndim: int = 2) ->
 # ---- whole networks --------------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(kw_only=True)
 class NetworkWork(Work):
     """A network and its copy in float64; outside training, its deployed form is called."""
 
-    double: ResNet18 | None = None
-    form: str = ""
+    double: ResNet18
+    form: str
+    problem: Problem
 
     def enter(self, mode: str) -> None:
         assert isinstance(self.module, ResNet18)
         super().enter(mode)
-        self.call = self.module if mode == "training" else deployed(self.module)[self.form]
+        self.call = self.module if mode == "training" else laid_out(deployed(self.module)[self.form], self.problem)
 
 
 class Network(Peer):
@@ -495,11 +506,12 @@ class Network(Peer):
             with radconv_ext.use_engine("reference"):
                 return torch.func.functional_call(double, parameters, (x,))
 
-        model.to(memory_format=problem.memory_format)
+        laid_out(model, problem)
         parameters = dict(model.named_parameters())
         return NetworkWork(
-            model, parameters, definition, problem.channels, problem.outputs, model, False, double, self.form
-        )
+            model, parameters, definition, problem.channels, problem.outputs, model, False,
+            double=double, form=self.form, problem=problem,
+        )  # fmt: skip
 
     def errors(self, work: Work, problem: Problem, mode: str, device: str, flops: float) -> dict[str, float]:
         """A few samples through the network and through its copy in float64; all gradients as one vector, by norm.

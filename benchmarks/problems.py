@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -166,6 +167,7 @@ def depthwise(channels: int, side: int) -> dict[str, Any]:
 overhead = Suite("overhead", {"batch": 1, "channels": 1, "outputs": 1, "size": (8, 8)})
 quick = Suite("quick", {"channels": 32, "outputs": 32, "size": (32, 32), "modes": MODES, "peers": "all"})
 table_s2 = Suite("table-s2", {"modes": MODES})  # GMR-Conv paper, Table S2: x (2, 128, 64, 64) to 128 channels
+table_s2_tf32 = Suite("table-s2-tf32", {"devices": ("cuda",), "precision": "tf32"})
 paper = Suite("paper-protocol", {"devices": ("cuda",), "protocol": "paper", "peers": "all"})
 modern = Suite("table-s2-modern", {"devices": ("cuda",), "batch": 32, **HALF})
 CPU_ALONE: dict[str, Any] = {"devices": ("cpu",)}  # on a GPU in bfloat16: `on_card`
@@ -215,7 +217,11 @@ PROBLEMS = [
     MODULE,
     *(overhead(f"overhead-k{k}", k, quick=k == 3) for k in (3, 5, 9)),
     *(quick(f"quick-k{k}", k, quick=True) for k in (3, 5, 9)),
-    *(table_s2(f"table-s2-k{k}", k, peers="all" if k <= 11 else "core") for k in ODD_SIZES),
+    *chain.from_iterable(  # by k, since the layers of group convolutions take long to make
+        (table_s2(f"table-s2-k{k}", k, peers="all"), paper(f"paper-protocol-k{k}", k)) for k in (3, 5, 7, 9, 11)
+    ),
+    *(table_s2(f"table-s2-k{k}", k) for k in (13, 15)),
+    *(table_s2_tf32(f"table-s2-tf32-k{k}", k) for k in (3, 5, 7, 9, 11)),
     table_s2("table-s2-k9-channels-last", 9, layout="channels_last"),
     *(modern(f"batch-32-k{k}-bf16", k) for k in ODD_SIZES),
     *(modern(f"batch-32-k9-{precision}", 9, precision=precision) for precision in ("float16", "tf32", "float32")),
@@ -228,7 +234,6 @@ PROBLEMS = [
     network("resnet18-64x64-b128-bf16", 128, 64, 64, devices=("cuda",), **HALF),
     *on_card(CONVNEXT, batch=32),
     *on_card(VOLUMES),
-    *(paper(f"paper-protocol-k{k}", k) for k in (3, 5, 7, 9, 11)),
     *CONVNEXT[1:],
     odd("odd-1x3x7x33", 5, channels=3, outputs=5, size=(7, 33)),
     odd("odd-stem-k7", 7, channels=3, outputs=32, size=(224, 224)),

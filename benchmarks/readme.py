@@ -59,8 +59,8 @@ def best_other(results: Results, problem: str, mode: str) -> Row | None:
     return min(others, key=lambda row: row["median"], default=None)
 
 
-def main_cells(results: Results, device: str, problem: str, mode: str) -> list[str]:
-    """Ours, dense, dense over ours, and the fastest other peer."""
+def main_cells(results: Results, device: str, problem: str, mode: str, others: bool) -> list[str]:
+    """Ours, dense, dense over ours, and the fastest other peer where there are `others`."""
     scale = UNITS[device][1]
     found = [results.get(device, problem, mode, peer) for peer in (ENGINES[device][0], DENSE)]
     times = [tables.NOT_MEASURED if row is None else digits(row["median"] * scale) for row in found]
@@ -68,18 +68,19 @@ def main_cells(results: Results, device: str, problem: str, mode: str) -> list[s
     cell = ratio(speedup)
     other = best_other(results, problem, mode)
     best = tables.NOT_MEASURED if other is None else f"{ratio(results.speedup(other))} ({other['peer']})"
-    return [*times, f"**{cell}**" if speedup is not None and speedup < 1 else cell, best]
+    return [*times, f"**{cell}**" if speedup is not None and speedup < 1 else cell, *([best] if others else [])]
 
 
 def main_table(results: Results, device: str) -> str:
     """Machine, ours against dense, and where ours loses."""
     found = [problem for suite in MAIN_SUITES[device] for problem in results.select(suite=suite).values("problem")]
+    others = any(best_other(results, problem, mode) for problem in found for mode in MAIN_MODES)
     lines = []
     for problem in found or UNMEASURED:
-        cells = [cell for mode in MAIN_MODES for cell in main_cells(results, device, problem, mode)]
+        cells = [cell for mode in MAIN_MODES for cell in main_cells(results, device, problem, mode, others)]
         lines.append([problem, *known(cells)])
     unit = UNITS[device][0]
-    columns = [f"ours, {unit}", f"dense, {unit}", "dense / ours", "dense / the best other"]
+    columns = [f"ours, {unit}", f"dense, {unit}", "dense / ours", *(["dense / the best other"] if others else [])]
     head = ["problem", *under(MAIN_MODES, columns)]
     before, behind = names_machine(results), losing_line(results, device)
     return "\n\n".join([wrapped(before), markdown.table(head, lines), wrapped(behind)])
@@ -178,7 +179,7 @@ def blocks(folder: Path) -> dict[str, str]:
         "overhead": lambda: overhead_tables(cpu),
         "peak memory": lambda: memory_table(cpu),
         "networks": lambda: networks_table(cpu),
-        "speed with sleeping threads": lambda: main_table(passive, "cpu"),
+        "speed with sleeping threads": lambda: f"{main_table(passive, 'cpu')}\n\n{networks_table(passive)}",
         "speed on a GPU": lambda: main_table(results_of(folder, "gpu.json", "cuda"), "cuda"),
         "Triton kernels": lambda: triton_table(folder),
     }

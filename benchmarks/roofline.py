@@ -61,7 +61,10 @@ def floor(problem: Problem, mode: str, device: str, ceilings: dict[str, Any]) ->
     On a GPU the three go on beside each other.  On a CPU sums and product share the vector units.
     """
     moved, operations, product = counts(problem, mode)
-    flops = ceilings["matmul_flops"].get(problem.precision)
+    rates = ceilings["matmul_flops"]
+    flops = rates.get(problem.precision)
+    if problem.precision == "float32" and "tf32" in rates:
+        flops = max(flops, rates["tf32"] / 3)  # by three products of operands split in two
     if ceilings["fma_per_second"] is None or flops is None:
         return None
     memory = moved / ceilings["copy_bytes_per_second"]

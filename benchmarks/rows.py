@@ -216,7 +216,12 @@ class Results:
     def speedup(self, row: Row) -> float | None:
         """Time of the baseline over time of the row."""
         dense = self.dense(row)
-        return None if dense is None else dense["median"] / row["median"]
+        if dense is None:
+            return None
+        if row.get("clock") == dense.get("clock"):
+            return dense["median"] / row["median"]
+        known = row.get("eager") and dense.get("eager")  # one of them could not be replayed
+        return dense["eager"] / row["eager"] if known else None
 
     def is_slower(self, row: Row) -> bool:
         """Whether one of ours takes longer than its baseline."""

@@ -10,7 +10,7 @@ from . import markdown
 from .rows import DENSE, DENSE_FORMS, ENGINES, Results, Row, baseline
 
 NOT_MEASURED = "not measured"
-K_SUITES = ("table-s2", "table-s2-modern", "paper-protocol", "quick")  # one shape, growing k
+K_SUITES = ("table-s2", "table-s2-tf32", "table-s2-modern", "paper-protocol", "quick")  # one shape, growing k
 
 # GMR-Conv paper (arXiv 2504.02819), Table S2: seconds of 1,000 calls, training and inference, on an RTX A5000.
 PAPER: dict[str, dict[int, tuple[float, float]]] = {

@@ -20,8 +20,7 @@ Step = Callable[[], Any]
 class Work:
     """One peer's part of a problem.
 
-    `definition` takes an input in float64 on the CPU and the parameters likewise, and is differentiable by what it uses
-    of them.
+    `definition` takes an input in float64 and the parameters likewise, and is differentiable by what it uses of them.
     """
 
     call: Callable[[Tensor], Tensor]  # (B, channels, *S) -> (B, outputs, *S)
@@ -83,7 +82,7 @@ def disagreements(work: Work, problem: Problem, mode: str, device: str, at: tupl
     inner = (..., *(slice(s.start - c.start, None) for s, c in zip(at, crop[2:], strict=True)))
     x64 = x[crop].double().requires_grad_()
     named = {name: t.detach().double().requires_grad_() for name, t in work.parameters.items()}
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.backends.cudnn.flags(benchmark=False):  # or it searches for the best float64 one
         y64 = work.definition(x64, named)[inner]
     errors = {"output": relative(y[compared], y64)}
     if mode == "training":

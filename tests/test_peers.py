@@ -45,7 +45,7 @@ def test_peers_agree_with_their_definitions(problem: Problem) -> None:
         for mode in peer.modes:
             work.enter(mode)
             errors = peer.errors(work, problem, mode, "cpu", ENTIRE)
-            assert max(errors.values()) < 5e-6, (name, mode, errors)  # worst seen 1.1e-6
+            assert all(error < 5e-6 for error in errors.values()), (name, mode, errors)  # worst seen 1.1e-6
             trained = {"output", "gradient of x"} if mode == "training" else {"output"}
             assert errors.keys() >= trained, name
 
@@ -86,7 +86,7 @@ def off_by(work: Work, error: float) -> Work:
     return replace(work, call=call)
 
 
-def test_disagreement_is_a_failure_and_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disagreement_is_a_failure_and_leaves_the_others() -> None:
     bench = Bench(FLAT, Device("cpu"), QUICK)
     bench.works["torch_conv"] = off_by(PEERS["torch_conv"].build(FLAT, "cpu"), 0.1)
     results = bench.measure("forward", ["torch_conv", "radconv_cpu"])
@@ -196,7 +196,7 @@ def test_peers_take_turns_and_slow_ones_fewer() -> None:
     times = interleaved({"fast": turn("fast", 0.001), "even": turn("even", 0.002), "slow": turn("slow", 2.0)}, limits)
     assert {name: len(found) for name, found in times.items()} == {"fast": 9, "even": 9, "slow": 5}
     assert order[3:6] == [("fast", 10), ("even", 5), ("slow", 1)]  # after one call of each
-    assert [name for name, _ in order[6:10]] == ["fast", "even", "fast", "even"]
+    assert [name for name, _ in order[6:11]] == ["even", "fast", "slow", "fast", "even"]  # another one begins
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory of Linux")
@@ -231,6 +231,34 @@ def test_training_step_gives_all_gradients() -> None:
     assert y.shape == (2, 16, 13, 12)
 
 
+def test_inputs_exceed_the_cache_twice() -> None:
+    moved = FLAT.pixels * (8 + 16) * 4
+    assert timing.input_sets(FLAT, 8, 16, cache_bytes=5 * moved) == 11
+    assert timing.input_sets(FLAT, 8, 16, cache_bytes=1) == 2
+    assert timing.input_sets(FLAT, 8, 16, cache_bytes=10**12) == timing.MOST_SETS
+
+
+def test_what_fails_while_all_are_timed_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(FLAT, Device("cpu"), QUICK)
+
+    def broken(step: timing.Step, device: str) -> int:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("benchmarks.measure.peak_bytes", broken)
+    result = bench.measure("forward", ["torch_conv"])["torch_conv"]
+    assert result.failure == "MemoryError: no room"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_graph_replays_all_steps() -> None:
+    x = torch.zeros(4, device="cuda")
+    turn = timing.captured([lambda: x.add_(1).clone(), lambda: x.mul_(1).clone()])
+    before = float(x[0])
+    assert turn(4) > 0
+    assert float(x[0]) == before + 2
+
+
 # ---- the run itself --------------------------------------------------------------------------------------------------
 
 
@@ -254,7 +282,7 @@ def test_quick_run_of_one_problem(tmp_path: Path) -> None:
         assert info["errors"]["output"] < info["error_bounds"]["output"] == 1e-5
         assert info["machine"]["torch"] == torch.__version__
         assert info["ceilings"]["copy_bytes_per_second"] > 1e8
-        assert info["floor_fraction"] == pytest.approx(info["floor"]["total"] / stats["median"], rel=0.3)
+        assert info["floor_fraction"] == pytest.approx(info["floor"]["total"] / stats["median"], rel=1e-3)
         assert info["peak_bytes"] > 2 * 32 * 32 * 32 * 4
         assert 1e-6 < stats["min"] <= stats["median"] <= stats["max"] < 1
     assert not out.with_name("out.json.part").exists()
