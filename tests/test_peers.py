@@ -252,11 +252,24 @@ def test_what_fails_while_all_are_timed_is_reported_once(monkeypatch: pytest.Mon
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_graph_replays_all_steps() -> None:
-    x = torch.zeros(4, device="cuda")
-    turn = timing.captured([lambda: x.add_(1).clone(), lambda: x.mul_(1).clone()])
-    before = float(x[0])
+    x, count = torch.ones(4, device="cuda"), torch.zeros((), device="cuda")
+
+    def step() -> torch.Tensor:
+        count.add_(1)
+        return 2 * x
+
+    turn = timing.captured([step, step])
+    before = float(count)
     assert turn(4) > 0
-    assert float(x[0]) == before + 2
+    assert float(count) == before + 4
+
+
+def test_replays_are_compared_with_eager_calls() -> None:
+    x = torch.linspace(1, 2, 5)
+    assert timing.is_same(x, x.clone())
+    assert timing.is_same((x, x), (x, x * 1.001))
+    assert not timing.is_same((x, x), (x, x * 1.1))
+    assert not timing.is_same(x * float("nan"), x)
 
 
 # ---- the run itself --------------------------------------------------------------------------------------------------

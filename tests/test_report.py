@@ -253,6 +253,15 @@ def test_reasons_are_kept_and_shown(tmp_path: Path) -> None:
     assert "| torch_conv | torch sees no CUDA device | 3 |" in report.markdown([card])
 
 
+def test_other_clocks_are_not_compared() -> None:
+    made = pair(0.001, 0.008)["benchmarks"]
+    made[0]["extra_info"]["clock"] = "replay of a CUDA graph"
+    ours, dense = rows.Results(flat(small(*made))).rows
+    assert Results([ours, dense]).speedup(ours) is None
+    timed = [row | {"eager": seconds} for row, seconds in ((ours, 0.004), (dense, 0.012))]
+    assert Results(timed).speedup(timed[0]) == pytest.approx(3)
+
+
 def test_losing_shapes_are_flagged_and_listed(whole: Results) -> None:
     cpu = whole.select(device="cpu")
     engine = {(row["problem"], row["mode"]) for row in cpu.losing() if row["peer"] == "radconv_cpu"}
