@@ -179,7 +179,7 @@ def blocks(folder: Path) -> dict[str, str]:
         "overhead": lambda: overhead_tables(cpu),
         "peak memory": lambda: memory_table(cpu),
         "networks": lambda: networks_table(cpu),
-        "speed with sleeping threads": lambda: f"{main_table(passive, 'cpu')}\n\n{networks_table(passive)}",
+        "speed with sleeping threads": lambda: main_table(passive, "cpu"),
         "speed on a GPU": lambda: main_table(results_of(folder, "gpu.json", "cuda"), "cuda"),
         "Triton kernels": lambda: triton_table(folder),
     }
