@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -120,9 +121,8 @@ def interleaved(turns: dict[str, Turn], limits: Limits) -> dict[str, list[float]
     slow_rounds = {round(i * (rounds - 1) / (FEWEST_TURNS - 1)) for i in range(FEWEST_TURNS)}
     with collector_off():
         for i in range(rounds):
-            names = list(turns)
-            first_one = i % len(names)  # each has another peer before it in every round
-            for name in names[first_one:] + names[:first_one]:
+            # another order in every round, or each peer would always work behind the same one
+            for name in random.Random(i).sample(list(turns), len(turns)):
                 if name not in slow or i in slow_rounds:
                     times[name].append(turns[name](calls[name]))
     return times

@@ -196,8 +196,12 @@ def test_peers_take_turns_and_slow_ones_fewer() -> None:
     limits = Limits(turn=0.01, group=0.3, rounds=(5, 9), step=1.0, reference_flops=1.0)
     times = interleaved({"fast": turn("fast", 0.001), "even": turn("even", 0.002), "slow": turn("slow", 2.0)}, limits)
     assert {name: len(found) for name, found in times.items()} == {"fast": 9, "even": 9, "slow": 5}
-    assert order[3:6] == [("fast", 10), ("even", 5), ("slow", 1)]  # after one call of each
-    assert [name for name, _ in order[6:11]] == ["even", "fast", "slow", "fast", "even"]  # another one begins
+    assert order[:3] == [("fast", 1), ("even", 1), ("slow", 1)]
+    assert set(order[3:]) == {("fast", 10), ("even", 5), ("slow", 1)}
+    assert interleaved({}, limits) == {}
+    short = [name for name, _ in order[3:] if name != "slow"]
+    pairs = set(zip(short[::2], short[1::2], strict=True))
+    assert pairs == {("fast", "even"), ("even", "fast")}  # once each in a round, and not always in the same order
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the resident memory of Linux")
