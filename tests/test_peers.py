@@ -296,6 +296,7 @@ def test_quick_run_of_one_problem(tmp_path: Path) -> None:
     assert "[2/2" in said
     rows = [b for b in json.loads(out.read_text())["benchmarks"] if b["extra_info"]["problem"] == "quick-k3"]
     assert {b["extra_info"]["peer"] for b in rows} == {"radconv_cpu", "radconv_reference", "torch_conv"}
+    output_bytes = 2 * 32 * 32 * 32 * 4
     for b in rows:
         info, stats = b["extra_info"], b["stats"]
         assert info["agrees_with_reference"] is True
@@ -303,8 +304,9 @@ def test_quick_run_of_one_problem(tmp_path: Path) -> None:
         assert info["machine"]["torch"] == torch.__version__
         assert info["ceilings"]["copy_bytes_per_second"] > 1e8
         assert info["floor_fraction"] == pytest.approx(info["floor"]["total"] / stats["median"], rel=1e-3)
-        assert info["peak_bytes"] > 2 * 32 * 32 * 32 * 4
-        assert 1e-6 < stats["min"] <= stats["median"] <= stats["max"] < 1
+        assert output_bytes / 2 < info["peak_bytes"] < 2**27  # counted in pages, some of them resident before
+        assert 1e-6 < stats["min"] <= stats["median"] <= stats["max"]
+        assert stats["median"] < 1
     assert not out.with_name("out.json.part").exists()
 
 
