@@ -1,8 +1,9 @@
 """What changed between two runs: `python -m benchmarks.compare base.json new.json [--threshold 0.1] [--absolute]`.
 
 Times are compared relative to the dense convolution of the same run, because the speed of machines drifts; `--absolute`
-compares seconds. A regression is larger than the threshold and than the spread: the new lower quartile lies above the
-old upper one. Exit status: 1 if there is one, 2 if the files can't be compared.
+compares seconds. What is slower by more than the threshold and than the spread (the new lower quartile lies above the
+old upper one) is a regression where it is ours; peers change with their packages and the machine. Exit status: 1 if
+there is a regression, 2 if the files can't be compared.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import markdown
-from .rows import Key, Results, ResultsError, Row, baseline, load
+from .rows import Key, Results, ResultsError, Row, baseline, is_ours, load
 
 EXPECTED_TO_DIFFER = ("commit", "radconv_ext")
+REGRESSION = "REGRESSION"
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,9 @@ class Change:
         return self.new.median / self.base.median
 
     def verdict(self, threshold: float) -> str:
+        *_, peer = self.key
         if self.ratio > 1 + threshold and self.new.q1 > self.base.q3:
-            return "REGRESSION"
+            return REGRESSION if is_ours(peer) else "slower"
         return "faster" if self.ratio < 1 / (1 + threshold) and self.new.q3 < self.base.q1 else ""
 
 
@@ -101,13 +104,13 @@ def compare(base: list[Row], new: list[Row], threshold: float, absolute: bool) -
         what = "measurement" if absolute else "measurement with its baseline"
         raise ResultsError(f"expected a {what} in both files, got {len(before)} and {len(after)} and none in common.")
     changes.sort(key=lambda change: change.ratio, reverse=True)
-    regressions = sum(change.verdict(threshold) == "REGRESSION" for change in changes)
+    regressions = sum(change.verdict(threshold) == REGRESSION for change in changes)
     lines = [*differences(old, now), table(changes, threshold, absolute)]
     lines += [*only_in("base", old.by_key, now.by_key), *only_in("new", now.by_key, old.by_key)]
     alone = sum(key in now.by_key and key not in before | after for key in old.by_key)
     lines += [f"{alone} in both are baselines, or have none to be compared with."] if alone else []
     limit = f"more than {100 * threshold:g} % slower, and beyond the spread"
-    return "\n".join([*lines, f"{regressions} of {len(changes)} are regressions ({limit})."]), regressions
+    return "\n".join([*lines, f"{regressions} of {len(changes)} are regressions of ours ({limit})."]), regressions
 
 
 def main() -> None:
