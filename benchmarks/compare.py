@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import markdown
-from .rows import Key, Results, ResultsError, Row, baseline, is_ours, load
+from .rows import Key, Results, ResultsError, Row, baseline, is_one_clock, is_ours, load
 
-EXPECTED_TO_DIFFER = ("commit", "radconv_ext")
+EXPECTED_TO_DIFFER = ("commit", "radconv_ext", "sm_clock", "memory_clock")
 REGRESSION = "REGRESSION"
 
 
@@ -48,12 +48,12 @@ class Change:
 
 
 def times(results: Results, absolute: bool) -> dict[Key, Time]:
-    """By row; relative: without the baselines themselves, and what has none."""
+    """By row; relative: without the baselines themselves, and what has none by the same clock."""
     found = {}
     for name, row in results.by_key.items():
         dense = results.dense(row)
-        unit = 1.0 if absolute else dense["median"] if dense and row["peer"] != baseline(row) else None
-        if unit is not None:
+        if absolute or (dense and row["peer"] != baseline(row) and is_one_clock(row, dense)):
+            unit = dense["median"] if dense and not absolute else 1.0
             found[name] = Time(*(row[quartile] / unit for quartile in ("q1", "median", "q3")))
     return found
 
@@ -99,7 +99,12 @@ def compare(base: list[Row], new: list[Row], threshold: float, absolute: bool) -
     """What to print, and how many regressions there are."""
     old, now = Results(base), Results(new)
     before, after = times(old, absolute), times(now, absolute)
-    changes = [Change(key, before[key], after[key]) for key in before if key in after]
+    both = [key for key in old.by_key if key in now.by_key]
+    changes = [
+        Change(key, before[key], after[key])
+        for key in both
+        if key in before and key in after and is_one_clock(old.by_key[key], now.by_key[key])
+    ]
     if not changes:
         what = "measurement" if absolute else "measurement with its baseline"
         raise ResultsError(f"expected a {what} in both files, got {len(before)} and {len(after)} and none in common.")
@@ -107,8 +112,8 @@ def compare(base: list[Row], new: list[Row], threshold: float, absolute: bool) -
     regressions = sum(change.verdict(threshold) == REGRESSION for change in changes)
     lines = [*differences(old, now), table(changes, threshold, absolute)]
     lines += [*only_in("base", old.by_key, now.by_key), *only_in("new", now.by_key, old.by_key)]
-    alone = sum(key in now.by_key and key not in before | after for key in old.by_key)
-    lines += [f"{alone} in both are baselines, or have none to be compared with."] if alone else []
+    alone = len(both) - len(changes)
+    lines += [f"{alone} in both are baselines, have none, or were timed by another clock."] if alone else []
     limit = f"more than {100 * threshold:g} % slower, and beyond the spread"
     return "\n".join([*lines, f"{regressions} of {len(changes)} are regressions of ours ({limit})."]), regressions
 

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -64,6 +64,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("device", "problem", "mode", "peer"), cases, ids=["-".join(case) for case in cases])
 
 
+def part_of(out: str | os.PathLike[str] | IO[bytes] | None) -> Path | None:
+    """Where results go while they come; pytest-benchmark before 5.3 gives an open file."""
+    return out and Path(f"{out if isinstance(out, (str, os.PathLike)) else out.name}.part")
+
+
 class Campaign:
     """Which peers each problem has among the tests that were collected, and what they showed."""
 
@@ -80,8 +85,7 @@ class Campaign:
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             console=Console(stderr=True), auto_refresh=False,
         )  # fmt: skip
-        json_path = config.getoption("benchmark_json", None)
-        self.part = json_path and Path(f"{json_path}.part")
+        self.part = part_of(config.getoption("benchmark_json", None))
 
     def begin(self, items: list[pytest.Item]) -> None:
         for item in items:

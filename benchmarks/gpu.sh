@@ -105,12 +105,13 @@ sanitizer() {
 }
 
 benchmarks() {
+  rm -f "$out/benchmarks.json"
   "$python" -m pytest -q benchmarks --device cuda --seconds 480 --benchmark-json="$out/benchmarks.json"
 }
 
 report() {
   local found="$out/benchmarks.json"
-  [ -f "$found" ] || found="$found.part" # what an interrupted run left
+  [ -s "$found" ] || found="$found.part" # what an interrupted run left
   "$python" -m benchmarks.report "$found" --html "$out/report.html" --markdown "$out/report.md" --condense "$out/gpu.json"
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from . import machine, roofline
-from .peers import PEERS, parameter_count
+from .peers import PEERS
 from .problems import NetworkProblem, Problem
 from .timing import EAGER, PAPER, Limits, Turn, captured, input_sets, interleaved, peak_bytes, settings, wall
 from .work import Step, Work, recording, step_of
@@ -88,24 +89,31 @@ class Bench:
             steps = self._each(results, lambda peer: self._agreed(peer, mode, results[peer]))
             with recording(mode):
                 turns = self._each(results, lambda peer: self._turn(peer, steps[peer], results[peer]), steps)
-                for peer, times in interleaved(turns, limits).items():
-                    results[peer].times = times
+                times = self._interleaved(results, turns, limits)
+                for peer, found in times.items():
+                    results[peer].times = found
                 if self.device == "cuda":
                     state = machine.card_state()
-                    for peer, seconds in self._eager(results, steps, turns).items():
+                    for peer, seconds in self._eager(results, steps, times).items():
                         results[peer].eager, results[peer].clocks_afterwards = seconds, state
-                peaks = self._each(results, lambda peer: peak_bytes(steps[peer][0], self.device), turns)
+                peaks = self._each(results, lambda peer: peak_bytes(steps[peer][0], self.device), times)
                 for peer, peak in peaks.items():
                     results[peer].peak_bytes = peak
         return results
 
+    def _interleaved(
+        self, results: dict[str, Result], turns: dict[str, Turn], limits: Limits
+    ) -> dict[str, list[float]]:
+        """Times of all whose first turn succeeds."""
+        return interleaved(turns, self._each(results, lambda peer: turns[peer](1), turns), limits)
+
     def _eager(
-        self, results: dict[str, Result], steps: dict[str, list[Step]], peers: Iterable[str]
+        self, results: dict[str, Result], steps: dict[str, list[Step]], times: dict[str, list[float]]
     ) -> dict[str, float]:
-        """Seconds of an eager call, host included."""
-        if self.problem.protocol == "paper":  # its turns are eager
-            return {peer: statistics.median(results[peer].times) for peer in peers}
-        times = interleaved({peer: wall(steps[peer], self.device) for peer in peers}, replace(self.limits, **EAGER))
+        """Seconds of an eager call, host included, of all that were timed."""
+        if self.problem.protocol != "paper":  # whose turns are eager
+            turns = {peer: wall(steps[peer], self.device) for peer in times}
+            times = self._interleaved(results, turns, replace(self.limits, **EAGER))
         return {peer: statistics.median(found) for peer, found in times.items()}
 
     def _each(
@@ -124,7 +132,7 @@ class Bench:
         """The peer's steps, once its results are those of its definition."""
         work, p = self._work(peer), self.problem
         work.enter(mode)
-        result.parameters = parameter_count(work)
+        result.parameters = sum(t.numel() for t in work.parameters.values())
         result.errors = PEERS[peer].errors(work, p, mode, self.device, self.limits.reference_flops)
         wrong = [
             f"{name} {error:.1e} (bound {p.bound(name):.0e})"
@@ -142,9 +150,10 @@ class Bench:
             result.clock = "wall time of eager calls on one input, as in the paper"
             return wall(steps[:1], self.device)
         try:
-            turn = captured(steps)
+            turn = captured(steps, self.problem)
         except RuntimeError as error:
-            result.clock = f"wall time of eager calls: no CUDA graph, {' '.join(str(error).split())[:200]}"
+            cause = error.__context__ or error  # the end of a capture that failed says only that it did
+            result.clock = f"wall time of eager calls: no CUDA graph, {' '.join(str(cause).split())[:200]}"
             return wall(steps, self.device)
         result.clock = "replay of a CUDA graph"
         return turn
@@ -180,11 +189,12 @@ def extra_info(peer: str, problem: Problem, mode: str, device: Device, result: R
     }
 
 
-SHOWN = ("suite", "kernel_size", "batch", "channels", "outputs", "groups", "layout", "protocol")
+SHOWN = ("suite", "batch", "channels", "outputs", "groups", "layout", "protocol")
 
 
 def release() -> None:
     """Give back what the last problem held."""
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # a capture that failed may be in the way; the memory is then kept
+            torch.cuda.empty_cache()

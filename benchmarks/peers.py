@@ -7,7 +7,6 @@ call should return.
 from __future__ import annotations
 
 import copy
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from radconv_ext.engines import ENGINES
 from .networks import NETWORKS, ResNet18, deployed
 from .problems import MODES, NetworkProblem, Problem
 from .third_party import gmr_module, import_e2cnn, import_escnn, reason, sre_module
-from .work import Parameters, Work, corner, disagreements, recording, relative, step_of
+from .work import Parameters, Work, by_norm, corner, disagreements, recording, relative, step_of, unsearched
 
 DENSE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -287,8 +286,8 @@ class UnfusedCompiled(Unfused):
     label = "the same under torch.compile"
 
     def missing(self, problem: Problem, device: str) -> str | None:
-        if problem.quick:
-            return "compiles for longer than the quick problems take"
+        if problem.quick or problem.protocol == "paper":
+            return "compiles for longer than these problems take"
         needed = ("c++", "g++", "clang++")
         return None if any(map(shutil.which, needed)) else f"torch.compile needs a C++ compiler, looked for {needed}"
 
@@ -523,13 +522,13 @@ class Network(Peer):
         work.double.train(mode == "training")
         with recording(mode):
             got = step_of(work, mode, x, grad)()
+        with recording(mode), unsearched():
             named = {name: t.detach().double().requires_grad_() for name, t in work.parameters.items()}
             y = work.definition(x.double(), named if mode == "training" else {})
             if mode != "training":
                 return {"output": relative(got, y)}
             expected = torch.autograd.grad(y, list(named.values()), grad.double())
-            g, e = (torch.cat([t.double().flatten() for t in tensors]) for tensors in (got[1:], expected))
-            return {"output": relative(got[0], y), "gradients": float((g - e).norm() / e.norm())}
+        return {"output": relative(got[0], y), "gradients": by_norm(got[1:], expected)}
 
 
 # The one list: a new peer is a class and a line here.
@@ -558,7 +557,3 @@ PEERS: dict[str, Peer] = {
         Network("e2_conv", "ResNet-18 of E(2)-Conv, 8 rotations, equal parameters", "dense", import_e2cnn),
     )
 }
-
-
-def parameter_count(work: Work) -> int:
-    return sum(math.prod(t.shape) for t in work.parameters.values())

@@ -216,14 +216,14 @@ def network(id: str, batch: int, side: int, width: int, **own: Any) -> NetworkPr
 PROBLEMS = [
     MODULE,
     *(overhead(f"overhead-k{k}", k, quick=k == 3) for k in (3, 5, 9)),
+    *(modern(f"batch-32-k{k}-bf16", k) for k in ODD_SIZES),
+    *(table_s2_tf32(f"table-s2-tf32-k{k}", k) for k in (3, 5, 7, 9, 11)),
     *(quick(f"quick-k{k}", k, quick=True) for k in (3, 5, 9)),
     *chain.from_iterable(  # by k, since the layers of group convolutions take long to make
         (table_s2(f"table-s2-k{k}", k, peers="all"), paper(f"paper-protocol-k{k}", k)) for k in (3, 5, 7, 9, 11)
     ),
     *(table_s2(f"table-s2-k{k}", k) for k in (13, 15)),
-    *(table_s2_tf32(f"table-s2-tf32-k{k}", k) for k in (3, 5, 7, 9, 11)),
     table_s2("table-s2-k9-channels-last", 9, layout="channels_last"),
-    *(modern(f"batch-32-k{k}-bf16", k) for k in ODD_SIZES),
     *(modern(f"batch-32-k9-{precision}", 9, precision=precision) for precision in ("float16", "tf32", "float32")),
     CONVNEXT[0],
     *VOLUMES,

@@ -43,6 +43,11 @@ def is_ours(peer: str) -> bool:
     return peer.startswith("radconv")
 
 
+def is_one_clock(row: Row, other: Row) -> bool:
+    """Whether their times may be compared: graph replays and eager calls may not."""
+    return row.get("clock") == other.get("clock")
+
+
 def baseline(row: Row) -> str:
     return BASELINES.get(row["suite"], DENSE)
 
@@ -218,7 +223,7 @@ class Results:
         dense = self.dense(row)
         if dense is None:
             return None
-        if row.get("clock") == dense.get("clock"):
+        if is_one_clock(row, dense):
             return dense["median"] / row["median"]
         known = row.get("eager") and dense.get("eager")  # one of them could not be replayed
         return dense["eager"] / row["eager"] if known else None

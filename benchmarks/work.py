@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,12 +83,13 @@ def disagreements(work: Work, problem: Problem, mode: str, device: str, at: tupl
     inner = (..., *(slice(s.start - c.start, None) for s, c in zip(at, crop[2:], strict=True)))
     x64 = x[crop].double().requires_grad_()
     named = {name: t.detach().double().requires_grad_() for name, t in work.parameters.items()}
-    with torch.enable_grad(), torch.backends.cudnn.flags(benchmark=False):  # or it searches for the best float64 one
+    leaves = {"x": x64, **named}
+    with torch.enable_grad(), unsearched():
         y64 = work.definition(x64, named)[inner]
+        if mode == "training":
+            expected = torch.autograd.grad(y64, list(leaves.values()), grad[compared].double(), allow_unused=True)
     errors = {"output": relative(y[compared], y64)}
     if mode == "training":
-        leaves = {"x": x64, **named}
-        expected = torch.autograd.grad(y64, list(leaves.values()), grad[compared].double(), allow_unused=True)
         found = [gradients[0][crop], *gradients[1:]]
         for name, g, e in zip(leaves, found, expected, strict=True):
             if e is not None:  # the definition of a group's layer takes its kernel as given
@@ -95,6 +97,25 @@ def disagreements(work: Work, problem: Problem, mode: str, device: str, at: tupl
     return errors
 
 
+@contextmanager
+def unsearched() -> Iterator[None]:
+    """cuDNN doesn't search for the best float64 algorithm, which computes the definition once."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def by_norm(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Relative error of several tensors as one vector."""
+    g, e = (torch.cat([t.detach().double().flatten() for t in tensors]) for tensors in (got, expected))
+    return float((g - e).norm() / e.norm())
+
+
 def relative(got: Tensor, expected: Tensor) -> float:
+    """Largest error over the largest value."""
+    if got.shape != expected.shape:
+        raise AssertionError(f"expected the shape {tuple(expected.shape)}, got {tuple(got.shape)}")
     expected = expected.detach()
     return float((got.detach().double() - expected).abs().max() / expected.abs().max())

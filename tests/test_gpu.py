@@ -13,6 +13,9 @@ from test_gradients import rounding_errors
 from torch import Tensor
 
 import radconv_ext
+from benchmarks import timing
+from benchmarks.measure import Bench, Device
+from benchmarks.problems import Problem
 from radconv_ext.problem import make_spec, problem_of
 
 if not torch.cuda.is_available():
@@ -235,3 +238,31 @@ def test_device_mix_is_refused() -> None:
     tensors = Case("mix", (9, 10)).tensors(torch.float32)
     with pytest.raises(ValueError, match=r"w: expected on cuda:0, where x is, got cpu"):
         Case("mix", (9, 10))({**tensors, "x": tensors["x"].cuda()}, "auto")
+
+
+# ---- the benchmarks' clock -------------------------------------------------------------------------------------------
+
+MEASURED = Problem("measured", "test", 5, channels=8, outputs=16, size=(13, 12))
+
+
+@pytest.mark.parametrize("mode", MEASURED.modes)
+def test_benchmarks_replay_graphs(mode: str) -> None:
+    peers = ["torch_conv", "radconv_cuda", "radconv_triton", "naive_gmr"]
+    for peer, result in Bench(MEASURED, Device("cuda"), timing.QUICK).measure(mode, peers).items():
+        assert (peer, result.failure, result.clock) == (peer, None, "replay of a CUDA graph")
+
+
+def test_a_graph_replays_all_steps_also_after_a_capture_that_failed() -> None:
+    x, count = torch.ones(4, device="cuda"), torch.zeros((), device="cuda")
+
+    def step() -> Tensor:
+        count.add_(1)
+        return 2 * x
+
+    with pytest.raises(RuntimeError):
+        timing.captured([lambda: step().sum().item()], MEASURED)
+    torch.cuda.empty_cache()
+    turn = timing.captured([step, step], MEASURED)
+    before = float(count)
+    assert turn(4) > 0
+    assert float(count) == before + 4

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
+from benchmarks.conftest import part_of
 from benchmarks.measure import Bench, Device
 from benchmarks.peers import PEERS, GroupConv
 from benchmarks.problems import MODES, PROBLEMS, NetworkProblem, Problem
@@ -194,12 +195,13 @@ def test_peers_take_turns_and_slow_ones_fewer() -> None:
         return run
 
     limits = Limits(turn=0.01, group=0.3, rounds=(5, 9), step=1.0, reference_flops=1.0)
-    times = interleaved({"fast": turn("fast", 0.001), "even": turn("even", 0.002), "slow": turn("slow", 2.0)}, limits)
+    first = {"fast": 0.001, "even": 0.002, "slow": 2.0}
+    turns = {name: turn(name, seconds) for name, seconds in first.items()}
+    times = interleaved(turns | {"broken": turn("broken", 0.001)}, first, limits)
     assert {name: len(found) for name, found in times.items()} == {"fast": 9, "even": 9, "slow": 5}
-    assert order[:3] == [("fast", 1), ("even", 1), ("slow", 1)]
-    assert set(order[3:]) == {("fast", 10), ("even", 5), ("slow", 1)}
-    assert interleaved({}, limits) == {}
-    short = [name for name, _ in order[3:] if name != "slow"]
+    assert set(order) == {("fast", 10), ("even", 5), ("slow", 1)}
+    assert interleaved({}, {}, limits) == {}
+    short = [name for name, _ in order if name != "slow"]
     pairs = set(zip(short[::2], short[1::2], strict=True))
     assert pairs == {("fast", "even"), ("even", "fast")}  # once each in a round, and not always in the same order
 
@@ -214,7 +216,8 @@ def test_peak_memory_counts_what_a_step_holds_at_once() -> None:
 
     step()
     found = timing.peak_bytes(step, "cpu")
-    assert found is not None
+    if found is None:
+        pytest.skip("the kernel doesn't let a process reset its own high-water mark")
     assert 31 * mebi < found < 36 * mebi
 
 
@@ -243,7 +246,7 @@ def test_inputs_exceed_the_cache_twice() -> None:
     assert timing.input_sets(FLAT, 8, 16, cache_bytes=10**12) == timing.MOST_SETS
 
 
-def test_what_fails_while_all_are_timed_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_outside_the_turns_is_the_peers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(FLAT, Device("cpu"), QUICK)
 
     def broken(step: timing.Step, device: str) -> int:
@@ -254,27 +257,28 @@ def test_what_fails_while_all_are_timed_is_reported_once(monkeypatch: pytest.Mon
     assert result.failure == "MemoryError: no room"
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_a_graph_replays_all_steps() -> None:
-    x, count = torch.ones(4, device="cuda"), torch.zeros((), device="cuda")
+def test_a_first_turn_that_fails_leaves_the_others_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(FLAT, Device("cpu"), QUICK)
+    turn = bench._turn
 
-    def step() -> torch.Tensor:
-        count.add_(1)
-        return 2 * x
+    def broken(calls: int) -> float:
+        raise MemoryError("no room")
 
-    turn = timing.captured([step, step])
-    before = float(count)
-    assert turn(4) > 0
-    assert float(count) == before + 4
+    own = lambda peer, steps, result: broken if peer == "torch_conv" else turn(peer, steps, result)
+    monkeypatch.setattr(bench, "_turn", own)
+    found = bench.measure("forward", ["torch_conv", "radconv_cpu"])
+    assert (found["torch_conv"].failure, found["torch_conv"].times) == ("MemoryError: no room", [])
+    assert (found["radconv_cpu"].failure, found["radconv_cpu"].times != []) == (None, True)
 
 
 def test_replays_are_compared_with_eager_calls() -> None:
-    x = torch.linspace(1, 2, 5)
-    assert timing.is_same(x, x.clone())
-    assert timing.is_same((x, x), (x, x * 1.001))
-    assert not timing.is_same((x, x), (x, x * 1.1))
-    assert not timing.is_same(x * float("nan"), x)
+    x, half = torch.linspace(1, 2, 5), replace(FLAT, precision="bfloat16")
+    assert timing.is_same(x, x.clone(), FLAT)
+    assert timing.is_same((x, x, x), (x, x * 1.00005, x), FLAT)
+    assert not timing.is_same((x, x, x), (x, x * 1.001, x), FLAT)
+    assert timing.is_same((x, x, x), (x, x * 1.001, x), half)
+    assert not timing.is_same((x, x), (x * 1.001, x), FLAT)
+    assert not timing.is_same(x * float("nan"), x, half)
 
 
 # ---- the run itself --------------------------------------------------------------------------------------------------
@@ -304,10 +308,18 @@ def test_quick_run_of_one_problem(tmp_path: Path) -> None:
         assert info["machine"]["torch"] == torch.__version__
         assert info["ceilings"]["copy_bytes_per_second"] > 1e8
         assert info["floor_fraction"] == pytest.approx(info["floor"]["total"] / stats["median"], rel=1e-3)
-        assert output_bytes / 2 < info["peak_bytes"] < 2**27  # counted in pages, some of them resident before
+        if info["peak_bytes"] is not None:  # where the kernel counts it: in pages, some of them resident before
+            assert output_bytes / 2 < info["peak_bytes"] < 2**27
         assert 1e-6 < stats["min"] <= stats["median"] <= stats["max"]
         assert stats["median"] < 1
     assert not out.with_name("out.json.part").exists()
+
+
+def test_results_go_beside_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    with out.open("wb") as file:
+        assert {part_of(out), part_of(str(out)), part_of(file)} == {tmp_path / "out.json.part"}
+    assert part_of(None) is None
 
 
 def test_an_interrupted_run_keeps_what_it_has(tmp_path: Path) -> None:

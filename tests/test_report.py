@@ -414,6 +414,18 @@ def test_what_is_within_threshold_or_spread_is_none() -> None:
     assert compared(pair(0.002, 0.008), noisy)[1] == 0
 
 
+def test_times_of_different_clocks_are_no_change() -> None:
+    replayed, eager = pair(0.002, 0.008, clock="replay"), pair(0.02, 0.008, clock="replay")
+    eager["benchmarks"][0]["extra_info"]["clock"] = "wall time"
+    eager["benchmarks"].append(benchmark("odd", "odd-2", "forward", "radconv_cpu", 1.0))
+    replayed["benchmarks"].append(benchmark("odd", "odd-2", "forward", "radconv_cpu", 1.0))
+    text, regressions = compared(replayed, eager, absolute=True)
+    assert (regressions, "odd-1 | forward | radconv_cpu" in text) == (0, False)
+    assert "1 in both are baselines, have none, or were timed by another clock." in text
+    with pytest.raises(rows.ResultsError, match="none in common"):
+        compared(replayed, eager)
+
+
 def test_rows_in_one_file_are_listed() -> None:
     new = pair(0.002, 0.008)
     new["benchmarks"].append(benchmark("odd", "odd-2", "forward", "radconv_cpu", 1.0))
@@ -426,7 +438,7 @@ def test_rows_in_one_file_are_listed() -> None:
 def test_another_machine_is_a_warning() -> None:
     other = copy.deepcopy(pair(0.002, 0.008))
     for one in other["benchmarks"]:
-        one["extra_info"]["machine"] |= {"cpu": "B", "commit": "f"}
+        one["extra_info"]["machine"] |= {"cpu": "B", "commit": "f", "sm_clock": "345 MHz"}
     text, _ = compared(pair(0.002, 0.008), other)
     assert text.startswith("WARNING: not the same machine (cpu): cpu A <fast> CPU / B\n")
 
