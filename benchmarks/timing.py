@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from .problems import Problem
-from .work import Step, by_norm
+from .problems import NetworkProblem, Problem
+from .work import Step, by_norm, relative
 
 Turn = Callable[[int], float]  # number of calls -> seconds of one
 
@@ -111,11 +111,14 @@ def captured(steps: Sequence[Step], problem: Problem) -> Turn:
 
 
 def is_same(got: Any, expected: Any, problem: Problem) -> bool:
-    """Output and, as one vector, gradients of a step, within the problem's bounds."""
+    """A step's tensors within the problem's bounds, and 2 % at most; a network's gradients as one vector."""
     (y, *gradients), (y0, *gradients0) = ((t,) if isinstance(t, torch.Tensor) else t for t in (got, expected))
-    if not by_norm([y], [y0]) < problem.bound("output"):
-        return False
-    return not gradients or by_norm(gradients, gradients0) < problem.bound("gradients")
+    if gradients and isinstance(problem, NetworkProblem):
+        errors = [by_norm(gradients, gradients0)]
+    else:
+        errors = [relative(g, g0.double()) for g, g0 in zip(gradients, gradients0, strict=True)]
+    bounds = {name: min(problem.bound(name), 0.02) for name in ("output", "gradients")}
+    return relative(y, y0.double()) < bounds["output"] and all(error < bounds["gradients"] for error in errors)
 
 
 def interleaved(turns: dict[str, Turn], first: dict[str, float], limits: Limits) -> dict[str, list[float]]:

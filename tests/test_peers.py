@@ -278,7 +278,12 @@ def test_replays_are_compared_with_eager_calls() -> None:
     assert not timing.is_same((x, x, x), (x, x * 1.001, x), FLAT)
     assert timing.is_same((x, x, x), (x, x * 1.001, x), half)
     assert not timing.is_same((x, x), (x * 1.001, x), FLAT)
+    assert not timing.is_same((x, x), (x, x * 1.03), half)
     assert not timing.is_same(x * float("nan"), x, half)
+    assert not timing.is_same((x, x, x), (x, x, x * float("nan")), half)
+    network = next(p for p in PROBLEMS if isinstance(p, NetworkProblem) and p.precision == "bfloat16")
+    assert timing.is_same((x, x, 1e-9 * x), (x, x, 2e-9 * x), network)
+    assert not timing.is_same((x, x, x), (x, x, x * 1.05), network)
 
 
 # ---- the run itself --------------------------------------------------------------------------------------------------
