@@ -3,13 +3,23 @@
 
 #pragma once
 
+#include <cstdlib>
+#include <memory>
 #include <vector>
 
 #include "../radconv.h"
+#include "tile.h"
 
 namespace radconv::cpu {
 
 using Matrix = std::vector<double>;  // row-major
+
+// 64-byte aligned memory, not initialised.
+struct Free {
+  void operator()(float* p) const { std::free(p); }
+};
+using Buffer = std::unique_ptr<float[], Free>;
+Buffer allocate(int64_t floats);
 
 struct Profile {
   Matrix value;  // (n, buckets)
@@ -19,28 +29,14 @@ struct Profile {
 Profile profile_of(const RingModel& model, const float* parameter);
 
 // P = L Q, the rows of Q orthonormal over the taps (bucket multiplicities as weights) or zero.
-// With more rings than buckets Q is diagonal and L takes the rest.
+// With as many rings as buckets, or more, Q is the identity and L is P.
 struct Factors {
   int rows;      // of Q
   Matrix mix;    // L: (n, rows)
-  Matrix basis;  // Q: (rows, buckets)
+  Matrix basis;  // Q: (rows, buckets); empty: the identity
 };
 
 Factors factorise(const RingModel& model, const Matrix& profile);
-
-// w as the kernels want it.
-struct WeightView {
-  const float* w;
-  bool transpose;  // (G * I, O, n) instead of (G * O, I, n)
-  int64_t groups, in_per_group, out_per_group;
-  int rings;
-
-  int64_t offset(int64_t group, int64_t out, int64_t in) const {
-    const int64_t major = transpose ? group * in_per_group + in : group * out_per_group + out;
-    const int64_t minors = transpose ? out_per_group : in_per_group;
-    return (major * minors + (transpose ? out : in)) * rings;
-  }
-};
 
 // Rows of a product's left side in blocks of `block` rows: (ceil(rows / block), columns, block), missing rows zero.
 inline int64_t packed_size(int64_t rows, int64_t columns, int64_t block) {
@@ -48,21 +44,14 @@ inline int64_t packed_size(int64_t rows, int64_t columns, int64_t block) {
 }
 void pack_rows(const Matrix& matrix, int64_t rows, int64_t columns, int64_t block, float* to);
 
-// w times `matrix` (n, m), rounded to float32 once and packed: (groups, ceil(O' / block), I * m, block).
-void fold_weights(const WeightView& view, const Matrix& matrix, int64_t m, int64_t block, float* to, int threads);
-
 // The basis of the weight gradient, and how sums over it become gradients.
 struct GradientBasis {
   int rows;             // m
-  Matrix basis;         // (m, buckets)
+  Matrix basis;         // (m, buckets); empty: the identity
   Matrix to_w;          // (n, m): grad_w = S to_w^T
   Matrix to_parameter;  // (n, m) for sigma: grad_sigma_i = sum_m to_parameter[i, m] (w^T S)[i, m]; empty: w^T S itself
 };
 
 GradientBasis gradient_basis(const RingModel& model, const Profile& profile, bool want_parameter);
-
-// sums: (groups, I * m, pitch), output channels last.
-void finish_gradients(const WeightView& view, const RingModel& model, const GradientBasis& basis, const float* sums,
-                      int64_t pitch, float* grad_w, float* grad_parameter, int threads);
 
 }  // namespace radconv::cpu

@@ -10,6 +10,7 @@
 #include <thread>
 
 #if defined(__unix__) || defined(__APPLE__)
+#include <dlfcn.h>
 #include <pthread.h>
 #endif
 
@@ -17,21 +18,23 @@ namespace radconv::cpu {
 namespace {
 
 struct Job {
-  const std::function<void(int64_t)>* task;
-  int64_t count;
-  std::atomic<int64_t> next{0};
-  int helpers_wanted;  // guarded by Pool::mutex_, as the two below
-  int helpers_inside = 0;
-  std::exception_ptr failure;
+  Job(const std::function<void(int64_t)>& given, int64_t tasks, int helpers)
+      : task(given), count(tasks), helpers_wanted(helpers) {}
 
-  // Returns what a task threw, after which no further task starts.
-  std::exception_ptr work() noexcept {
+  const std::function<void(int64_t)>& task;
+  const int64_t count;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr failure;  // what the first task that failed threw, to be read when nobody works any more
+  int helpers_wanted;          // guarded by Pool::mutex_, as the one below
+  int helpers_inside = 0;
+
+  void work() noexcept {
     try {
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) (*task)(i);
-      return nullptr;
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(i);
     } catch (...) {
-      next.store(count, std::memory_order_relaxed);
-      return std::current_exception();
+      next.store(count, std::memory_order_relaxed);  // no further task starts
+      if (!failed.exchange(true)) failure = std::current_exception();
     }
   }
 };
@@ -49,13 +52,11 @@ class Pool {
       jobs_.push_back(&job);
     }
     for (int i = 0; i < helpers; ++i) wake_.notify_one();
-    const std::exception_ptr own = job.work();
+    job.work();
     std::unique_lock<std::mutex> lock(mutex_);
     // nobody may enter any more; those inside still use `job`, which lives on this stack
     jobs_.erase(std::remove(jobs_.begin(), jobs_.end(), &job), jobs_.end());
     left_.wait(lock, [&] { return job.helpers_inside == 0; });
-    if (own) std::rethrow_exception(own);
-    if (job.failure) std::rethrow_exception(job.failure);
   }
 
  private:
@@ -67,9 +68,8 @@ class Pool {
       if (--job->helpers_wanted <= 0) jobs_.pop_front();
       ++job->helpers_inside;
       lock.unlock();
-      const std::exception_ptr failure = job->work();
+      job->work();
       lock.lock();
-      if (failure) job->failure = failure;
       if (--job->helpers_inside == 0) left_.notify_all();
     }
   }
@@ -86,16 +86,38 @@ std::atomic<Pool*> current{nullptr};
 Pool& pool() {
   Pool* found = current.load(std::memory_order_acquire);
   if (found == nullptr) {
-#if defined(__unix__) || defined(__APPLE__)
-    static const int registered =
-        pthread_atfork(nullptr, nullptr, [] { current.store(nullptr, std::memory_order_release); });
-    (void)registered;
-#endif
     Pool* made = new Pool;
     if (current.compare_exchange_strong(found, made)) return *made;
     delete made;
   }
   return *found;
+}
+
+#if defined(__unix__) || defined(__APPLE__)
+// GNU's entry point of an OpenMP runtime: calls the function on each thread of a team, the caller's among them.
+using Team = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+
+std::atomic<bool> in_forked_child{false};
+
+// Null where there is none, or where it must not be used.
+Team openmp_team() {
+  static const Team team = [] {
+    pthread_atfork(nullptr, nullptr, [] {
+      in_forked_child.store(true);
+      current.store(nullptr);
+    });
+    return reinterpret_cast<Team>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  }();
+  return in_forked_child.load(std::memory_order_relaxed) ? nullptr : team;
+}
+#endif
+
+void run(Job& job, int helpers) {
+#if defined(__unix__) || defined(__APPLE__)
+  if (const Team team = openmp_team())
+    return team([](void* given) { static_cast<Job*>(given)->work(); }, &job, static_cast<unsigned>(helpers + 1), 0);
+#endif
+  pool().run(job, helpers);
 }
 
 }  // namespace
@@ -106,8 +128,9 @@ void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>
     for (int64_t i = 0; i < count; ++i) task(i);
     return;
   }
-  Job job{&task, count, {}, helpers};
-  pool().run(job, helpers);
+  Job job(task, count, helpers);
+  run(job, helpers);
+  if (job.failure) std::rethrow_exception(job.failure);
 }
 
 }  // namespace radconv::cpu

@@ -1,5 +1,6 @@
-// A thread pool of our own: workers sleep on a condition variable (never spin), are made on first use, and are
-// forgotten in a forked child, which makes its own.
+// Who runs tasks: the OpenMP threads that torch's own operators run on, where the process has them, since other threads
+// would compete with them (they spin for a while after each operator).  Otherwise, and in a forked child, where such a
+// runtime would wait for threads that were not forked, a pool of our own, whose threads never spin.
 
 #pragma once
 
