@@ -1,7 +1,7 @@
 """The case table: one row per thing that an engine could get wrong, sizes straddling the kernels' constants.
 
-Tiles are at most 96 columns wide and 512 pixels large, strips 12, 24 or 48 pixels, vectors 4, 8 or 16 lanes, register
-blocks 4 or 8 rows, panels 192 basis rows, output blocks 256 channels.
+On a CPU, tiles are at most 96 columns wide, strips 12, 24 or 48 pixels, vectors 4, 8 or 16 lanes, register blocks 4 or
+8 rows, tiles of a matrix unit 16 x 16 sums of 32 products, panels 192 columns, output blocks 576 channels.
 """
 
 from __future__ import annotations
@@ -180,4 +180,58 @@ CASES = [
     Case("transpose-channels-last", (7, 8), layout="channels_last", method="gmr_conv_transpose", options={"stride": 2}),
 ]  # fmt: skip
 
-assert len({case.id for case in CASES}) == len(CASES)
+# what the CPU engine alone does in ways of its own
+CPU_CASES = [
+    # lanes are channels: whole lane groups, odd and incomplete ones, several panels, rows of sums kept or all made
+    *(
+        Case(f"channels-last-{c}-{o}", (9, 19), channels=(c, o), layout="channels_last", options={"padding": "same"})
+        for c, o in ((16, 16), (33, 50), (48, 2), (100, 130))
+    ),
+    Case("channels-last-large-kernel", (14, 40), channels=(20, 20), k=13, layout="channels_last"),
+    Case("channels-last-strided", (13, 30), channels=(34, 8), layout="channels_last", options={"stride": (2, 3)}),
+    Case("channels-last-dilated", (13, 30), channels=(34, 8), layout="channels_last", options={"dilation": (3, 2)}),
+    Case("channels-last-groups", (9, 10), channels=(64, 40), layout="channels_last", options={"groups": 2}),
+    Case("channels-last-volume", (5, 6, 7), channels=(40, 20), layout="channels_last", options={"padding": 2}),
+    Case(
+        "channels-last-circular",
+        (9, 10),
+        channels=(33, 20),
+        layout="channels_last",
+        options={"padding": 1, "padding_mode": "circular"},
+    ),
+    Case(
+        "channels-last-transpose",
+        (7, 8),
+        channels=(33, 20),
+        layout="channels_last",
+        method="gmr_conv_transpose",
+        options={"stride": 2},
+    ),
+    # depthwise: lane groups of channels that lie together, or are transposed to
+    *(
+        Case(f"depthwise-{layout}-{len(size)}d", size, channels=(37, 37), k=3, layout=layout, options={"groups": 37})
+        for layout in ("contiguous", "channels_last")
+        for size in ((7, 9), (5, 4, 6))
+    ),
+    Case("depthwise-small", (7, 7), channels=(40, 40), batch=3, k=7, options={"groups": 40, "padding": "same"}),
+    Case("depthwise-small-stride", (9, 8), channels=(33, 33), options={"groups": 33, "stride": 2, "padding": 2}),
+    Case("depthwise-tiny", (3, 4), channels=(33, 33), k=3, options={"groups": 33, "padding": 1}),
+    # several samples in a tile, more than one block of outputs, sums of a plane too many to be kept
+    Case("samples-of-a-tile", (4, 4), channels=(70, 40), batch=21, options={"padding": "same"}),
+    Case("outputs-600", (5, 5), channels=(3, 600), k=3),
+    Case("large-kernel", (30, 70), channels=(3, 4), k=21, options={"padding": "same"}),
+    Case("large-kernel-volume", (5, 9, 40), channels=(3, 4), k=9, options={"padding": "same"}),
+    # outputs that are stored past the caches
+    Case("past-caches", (192, 192), channels=(2, 36), k=3, options={"padding": 1}),
+    Case("past-caches-odd", (191, 193), channels=(2, 36), k=3, options={"padding": 1}),
+    Case(
+        "past-caches-depthwise",
+        (192, 192),
+        channels=(32, 32),
+        k=3,
+        layout="channels_last",
+        options={"groups": 32, "padding": 1},
+    ),
+]
+
+assert len({case.id for case in (*CASES, *CPU_CASES)}) == len(CASES) + len(CPU_CASES)

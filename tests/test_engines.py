@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case
+from cases import CASES, CPU_CASES, Case
 from torch import Tensor
 
 import radconv_ext
@@ -99,7 +99,7 @@ def poison_new_tensors(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [*CASES, *CPU_CASES], ids=lambda case: case.id)
 def test_cpu_engine_agrees_with_the_definition(case: Case, dtype: str) -> None:
     found = outputs_of(case, case.tensors(DTYPES[dtype]), "cpu")
     expected = outputs_of(case, case.tensors(torch.float64), "reference")
@@ -129,8 +129,24 @@ def test_gradient_that_is_not_contiguous() -> None:
     assert max(errors.values()) < TOLERANCE["float32"], errors
 
 
+@pytest.mark.parametrize("channels", [(5, 7), (37, 40)], ids=lambda channels: "-".join(map(str, channels)))
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_gradient_in_another_layout_than_the_input(layout: str, channels: tuple[int, int]) -> None:
+    case = Case("mixed", (9, 10), channels=channels, layout=layout)
+    gradients = []
+    for dtype, engine in ((torch.float32, "cpu"), (torch.float64, "reference")):
+        leaves = {name: t.requires_grad_() for name, t in case.tensors(dtype).items()}
+        y = case(leaves, engine)
+        grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        other = torch.channels_last if layout == "contiguous" else torch.contiguous_format
+        results = torch.autograd.grad(y, list(leaves.values()), grad.contiguous(memory_format=other))
+        gradients.append(dict(zip(leaves, results, strict=True)))
+    errors = largest_errors(*gradients)
+    assert max(errors.values()) < TOLERANCE["float32"], errors
+
+
 def test_every_output_element_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    for case in CASES[::3]:
+    for case in (*CASES[::3], *CPU_CASES):
         tensors = case.tensors(torch.float32)
         with monkeypatch.context() as patch:
             poison_new_tensors(patch)
@@ -210,16 +226,17 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 ISA_SCRIPT = """
 import sys, torch
-from test_engines import CASES, TOLERANCE, largest_errors, outputs_of
+from cases import CASES, CPU_CASES
+from test_engines import TOLERANCE, largest_errors, outputs_of
 from radconv_ext.build_info import native
 assert native().current_isa() == sys.argv[1], native().current_isa()
 worst = 0.0
-for case in CASES:
+for case in (*CASES, *CPU_CASES):
     expected = outputs_of(case, case.tensors(torch.float64), "reference")
     for name, tolerance in TOLERANCE.items():
         errors = largest_errors(outputs_of(case, case.tensors(getattr(torch, name)), "cpu"), expected)
         assert max(errors.values()) < tolerance, (case.id, name, errors)
-print(len(CASES), "cases")
+print(len(CASES) + len(CPU_CASES), "cases")
 """
 
 
@@ -239,7 +256,7 @@ def test_other_instruction_sets_of_this_machine(isa: str) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(len(CASES)), "cases"]
+    assert done.stdout.split() == [str(len(CASES) + len(CPU_CASES)), "cases"]
 
 
 def test_unknown_instruction_set_is_refused() -> None:

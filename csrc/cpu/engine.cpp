@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -30,12 +31,13 @@ constexpr int64_t kSmallestTile = 96;        // pixels; below, the halo costs mo
 constexpr int64_t kCacheBytes = 768 * 1024;  // panel and output of a tile stay in a second-level cache
 constexpr int64_t kRingFloats = 6 * 1024;    // rows of pair sums stay in a first-level cache
 constexpr int64_t kWidestTile = 96;          // columns
-constexpr int64_t kPanelColumns = 64;        // of all channels of a panel
+constexpr int64_t kPanelColumns = 192;       // of all channels of a panel
 constexpr int64_t kSerialFold = 60000;
 constexpr int64_t kWeightRows = 512;  // the same for the weight gradient, where packing the gradient is shared
 constexpr int64_t kOutBlock = 576;    // output channels of a task, whole blocks of any product
 constexpr int64_t kLargestCached = 8 * 1024 * 1024;  // bytes of an output
 constexpr int64_t kPlaneFloats = 12 * 1024;
+constexpr int64_t kLargestTurned = 1024;          // pixels of a sample
 constexpr double kCopyWork = 3;                   // copying a line, against adding one of pairs
 constexpr int64_t kWholeStrips = 96;              // whole blocks and strips of any product
 constexpr int64_t kChannelsPerTask = 16;          // groups are small: several make a task
@@ -143,7 +145,9 @@ TileShape tile_shape(const ConvShape& shape, const Sums& sums, int64_t unit, boo
   t.sum_rows = (a[1].kernel - 1) * a[1].dilation + 1;
   const bool one_line = a[0].out * a[1].out == 1;
   const int64_t kept = t.sum_rows * static_cast<int64_t>(sums.all.size()) * unit;
-  const int64_t widest = std::max(unit == 1 ? lanes : 4, std::min(kRingFloats / kept, kWidestTile));
+  // narrow images whole
+  const int64_t narrowest = unit == 1 || a[2].out <= lanes ? lanes : 4;
+  const int64_t widest = std::max(narrowest, std::min(kRingFloats / kept, kWidestTile));
   t.out[2] = balanced(a[2].out, one_line ? pixels : std::min(pixels, widest));
   if (unit == 1 && t.out[2] < a[2].out) t.out[2] = std::min(round_up(t.out[2], lanes), a[2].out);  // whole cache lines
   const int64_t lines = std::max<int64_t>(pixels / t.out[2], 1);
@@ -194,20 +198,23 @@ int64_t tile_pixels(const ConvShape& shape, int64_t bytes_per_pixel, int64_t tas
 
 // Everything that a call points to.
 struct Program {
-  std::vector<int64_t> plane_low, plane_high, plane_begin{0}, low, high, begin{0}, row;
+  std::vector<int64_t> plane_low, plane_high, low, high, begin{0}, row;
+  int64_t centre = 0, plane_sums = 0;
 
   Program(const ConvShape& shape, const RingModel& model, const Sums& sums, const TileShape& tile) {
     const Axis* a = shape.axis;
     const int64_t deep = a[0].kernel, tall = a[1].kernel, wide = a[2].kernel;
-    for (int64_t z = 0; z < static_cast<int64_t>(sums.of.size()); ++z) {
+    for (int64_t z = 0; z < deep / 2; ++z) {
       plane_low.push_back(z * a[0].dilation);
       plane_high.push_back((deep - 1 - z) * a[0].dilation);
-      for (const Sums::One& sum : sums.all)
-        if (sum.plane == z) {
-          low.push_back(column(a[2], tile, sum.column));
-          high.push_back(column(a[2], tile, wide - 1 - sum.column));
-        }
-      plane_begin.push_back(static_cast<int64_t>(low.size()));
+    }
+    centre = deep / 2 * a[0].dilation;
+    for (const Sums::One& sum : sums.all) {
+      const bool paired = sum.plane < deep / 2;
+      const int64_t plane = paired ? sum.plane * tile.halo[1] * tile.row_pitch : 0;
+      plane_sums += paired;
+      low.push_back(plane + column(a[2], tile, sum.column));
+      high.push_back(plane + column(a[2], tile, wide - 1 - sum.column));
     }
     for (int64_t phase = 0; phase < (tile.all_sums ? 1 : tile.sum_rows); ++phase)
       for (int bucket = 0; bucket < model.buckets; ++bucket) {
@@ -226,7 +233,8 @@ struct Program {
     return {static_cast<int>(plane_low.size()),
             plane_low.data(),
             plane_high.data(),
-            plane_begin.data(),
+            centre,
+            plane_sums,
             low.data(),
             high.data(),
             static_cast<int64_t>(low.size()),
@@ -242,6 +250,19 @@ struct Program {
   }
 };
 
+// Whether lanes are best channels although these lie apart: images so small that lines would leave most lanes empty.
+bool worth_turning(const ConvShape& shape, const Strides& x) {
+  const Axis* a = shape.axis;
+  const int64_t lanes = kernels().lanes, pixels = a[0].in * a[1].in * a[2].in;
+  return a[2].out <= lanes && pixels >= lanes && pixels <= kLargestTurned && 2 * shape.groups >= lanes &&
+         x.of[4] == 1 && x.of[3] == a[2].in && (a[0].in == 1 || x.of[2] == a[1].in * a[2].in);
+}
+
+// Channels of a lane group of a depthwise convolution.
+int64_t depthwise_lanes(const ConvShape& shape, const Strides& x) {
+  return worth_turning(shape, x) ? kernels().lanes : lane_group(x, shape.groups);
+}
+
 void describe_input(Call& call, const ConvShape& shape, const TileShape& tile, const Program& program, const void* x,
                     const Strides& strides) {
   call.shape = shape;
@@ -249,6 +270,13 @@ void describe_input(Call& call, const ConvShape& shape, const TileShape& tile, c
   call.add = program.view();
   call.x = x;
   call.xs = strides;
+  call.line_strides = strides;
+  call.turned = tile.unit > 1 && lane_group(strides, tile.unit) == 1;
+  if (call.turned) {
+    const Axis* a = shape.axis;
+    const int64_t line = a[2].in * tile.unit;
+    call.line_strides = {{0, 1, a[1].in * line, line, tile.unit}};
+  }
 }
 
 Buffer fold_weights(const WeightView& view, const Matrix& matrix, int64_t m, const MixLayout& layout, int threads) {
@@ -345,7 +373,7 @@ bool conv(const ConvShape& shape, const RingModel& model, bool transpose, const 
   const bool depthwise = shape.in_per_group == 1;
   const int64_t outputs = shape.out_per_group;
   const int64_t unit = !depthwise     ? lane_group(x_strides, shape.in_per_group)
-                       : outputs == 1 ? lane_group(x_strides, shape.groups)
+                       : outputs == 1 ? depthwise_lanes(shape, x_strides)
                                       : 1;
   const Sums sums(shape, model);
   bool nonfinite = false;
@@ -376,10 +404,11 @@ bool conv(const ConvShape& shape, const RingModel& model, bool transpose, const 
     layout.block = product == Product::kTile ? kTileRows : unit > 1 ? k.strip : k.rows;
     layout.parts = product == Product::kTile && shape.dtype == DType::kFloat32 ? 3 : 1;
     layout.output_lanes = unit > 1;
-    // whole tiles of columns, whatever the number of rows
-    const int64_t step = layout.pairs() ? 32 : 2 * unit;
-    call.chunk = std::max(step, (layout.pairs() ? 2 : 1) * kPanelColumns / factors.rows / step * step);
-    call.chunk = std::min(call.chunk, shape.in_per_group);
+    // whole pairs of lane groups, and of tiles of columns
+    const int64_t step = 2 * unit * (layout.pairs() ? kTileRows / std::gcd(kTileRows, factors.rows * unit) : 1);
+    // tiles need no more to run at their rate, and leave room for more pixels
+    const int64_t chunk = product == Product::kTile ? step : (layout.pairs() ? 2 : 1) * kPanelColumns / factors.rows;
+    call.chunk = std::min(std::max(step, chunk / step * step), shape.in_per_group);
     panel_bytes = layout.columns(call.chunk, factors.rows) * 4 * layout.parts + 2 * factors.rows * unit * 4;
     mix = fold_weights(view, factors.mix, factors.rows, layout, threads);
     call.mix = mix.get();
@@ -415,7 +444,7 @@ bool weight_gradient(const ConvShape& shape, const RingModel& model, bool transp
   const GradientBasis gradient = gradient_basis(model, profile, grad_parameter != nullptr);
   const int64_t rows = gradient.rows;
   const bool depthwise = shape.in_per_group == 1 && shape.out_per_group == 1;
-  const int64_t unit = lane_group(x_strides, depthwise ? shape.groups : shape.in_per_group);
+  const int64_t unit = depthwise ? depthwise_lanes(shape, x_strides) : lane_group(x_strides, shape.in_per_group);
   const bool by_lane = depthwise && unit > 1;  // then the groups are channels with an output each
   const bool tiles = k.float32 == Product::kTile && !by_lane;
   const WeightView view =

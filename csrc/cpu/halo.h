@@ -65,13 +65,13 @@ HaloMap halo_map(const Call& call, const TilePlace& at, int64_t* buffer) {
     for (int64_t y = 0; y < at.halo[1]; ++y) {
       const int64_t from_z = source(axis[0], wrap, at.first[0] * axis[0].stride - axis[0].low + z);
       const int64_t from_y = source(axis[1], wrap, at.first[1] * axis[1].stride - axis[1].low + y);
-      *line++ = from_z < 0 || from_y < 0 ? -1 : from_z * call.xs.of[2] + from_y * call.xs.of[3];
+      *line++ = from_z < 0 || from_y < 0 ? -1 : from_z * call.line_strides.of[2] + from_y * call.line_strides.of[3];
     }
   int64_t* column = line;
   for (int64_t h = 0; h < at.halo[2]; ++h)
     column[h] = source(axis[2], wrap, at.first[2] * axis[2].stride - axis[2].low + h);
   HaloMap map{buffer, column, 0, 0};
-  if (axis[2].stride != 1 || axis[2].upsample != 1 || call.xs.of[4] != 1) return map;
+  if (axis[2].stride != 1 || axis[2].upsample != 1 || call.line_strides.of[4] != 1) return map;
   int64_t begin = 0, end = at.halo[2];
   while (begin < end && column[begin] < 0) ++begin;
   while (end > begin && column[end - 1] < 0) --end;
@@ -108,7 +108,7 @@ template <typename T>
 void load_columns(const Call& call, const TilePlace& at, const T* line, const HaloMap& map, int64_t channels,
                   float* row, FiniteCheck& check) {
   const TileShape& tile = call.tile;
-  const int64_t stride = call.shape.axis[2].stride, step = call.xs.of[4];
+  const int64_t stride = call.shape.axis[2].stride, step = call.line_strides.of[4];
   int64_t phase = 0, place = 0;
   for (int64_t h = 0; h < at.halo[2]; ++h) {
     const int64_t from = map.column[h];
@@ -125,13 +125,28 @@ void load_columns(const Call& call, const TilePlace& at, const T* line, const Ha
   }
 }
 
-// The halo of one lane group of one sample: `channels` of them from `channel` on.
+// A sample's lane group with its pixels apart and its channels together: (pixels, kLanes), missing channels zero.
 template <typename T>
-void load_halo(const Call& call, const TilePlace& at, const HaloMap& map, int64_t image, int64_t channel,
-               int64_t channels, float* halo) {
+void turn_sample(const Call& call, const T* from, int64_t channels, float* to) {
+  const Axis* axis = call.shape.axis;
+  const int64_t pixels = axis[0].in * axis[1].in * axis[2].in;
+  for (int64_t p = 0; p < pixels; p += kLanes) {
+    const int64_t at = smaller(p, pixels - kLanes);  // the last square may overlap the one before
+    Vec v[kLanes];
+#pragma GCC unroll 16
+    for (int64_t c = 0; c < kLanes; ++c) v[c] = c < channels ? load_as_float(from + c * call.xs.of[1] + at) : Vec{};
+    transpose(v);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kLanes; ++i) store(to + (at + i) * kLanes, v[i]);
+  }
+}
+
+// The halo of one lane group of one sample, whose first channel is at `from`.
+template <typename T>
+void load_halo(const Call& call, const TilePlace& at, const HaloMap& map, const T* from, int64_t channels,
+               float* halo) {
   const TileShape& tile = call.tile;
   const int64_t next = call.xs.of[1];
-  const T* from = static_cast<const T*>(call.x) + (at.batch + image) * call.xs.of[0] + channel * next;
   const bool runs = map.begin < map.end && tile.unit == 1;
   const int64_t* line = map.line;
   FiniteCheck check;

@@ -24,13 +24,14 @@ constexpr int vectors_for(int rows) { return rows <= 2 ? 4 : 2; }
 constexpr int64_t kBucketRun = 4 * kLanes;
 
 struct RingBuffers {
+  float* turned;  // a sample's lane group, its channels together
   float* halo;
   float* planes;   // (planes, halo lines) sums of two planes
   float* sums;     // (sums, sum_rows, sum_pitch)
   float* buckets;  // (buckets, kBucketRun), where they don't stay in registers
 };
 
-// The sums of one plane's mirrored columns, V vectors of each.
+// Sums of a row's mirrored columns, V vectors of each.
 template <int V>
 inline void add_columns(const int64_t* lows, const int64_t* highs, int64_t count, const float* row, float* to,
                         int64_t next) {
@@ -53,7 +54,6 @@ void add_planes(const Call& call, const TilePlace& at, int64_t z, const RingBuff
   const AddProgram& add = call.add;
   const int64_t size = call.tile.halo[1] * call.tile.row_pitch, used = at.halo[1] * call.tile.row_pitch;
   for (int p = 0; p < add.planes; ++p) {
-    if (add.plane_low[p] == add.plane_high[p]) continue;
     const float* low = b.halo + (z + add.plane_low[p]) * size;
     const float* high = b.halo + (z + add.plane_high[p]) * size;
     float* to = b.planes + p * size;
@@ -61,24 +61,24 @@ void add_planes(const Call& call, const TilePlace& at, int64_t z, const RingBuff
   }
 }
 
+// The same, of a whole row.
+void add_row(const int64_t* lows, const int64_t* highs, int64_t count, int64_t width, const float* row, float* to,
+             int64_t next) {
+  int64_t i = 0;
+  for (; i + 3 * kLanes < width; i += 4 * kLanes) add_columns<4>(lows, highs, count, row + i, to + i, next);
+  for (; i + kLanes < width; i += 2 * kLanes) add_columns<2>(lows, highs, count, row + i, to + i, next);
+  if (i < width) add_columns<1>(lows, highs, count, row + i, to + i, next);
+}
+
 // Sums of mirrored columns of halo row `h`, for the outputs of plane `z`, to row `slot` of the sums.
 void add_pairs(const Call& call, const TilePlace& at, int64_t z, int64_t h, int64_t slot, const RingBuffers& b) {
   const TileShape& tile = call.tile;
   const AddProgram& add = call.add;
-  const int64_t width = at.size[2] * tile.unit, size = tile.halo[1] * tile.row_pitch;
+  const int64_t width = at.size[2] * tile.unit, paired = add.plane_sums, next = tile.sum_step;
+  const float* centre = b.halo + ((z + add.centre) * tile.halo[1] + h) * tile.row_pitch;
   float* to = b.sums + slot * tile.sum_pitch;
-  const int64_t next = tile.sum_step;
-  for (int p = 0; p < add.planes; ++p) {
-    const bool centre = add.plane_low[p] == add.plane_high[p];
-    const float* row = (centre ? b.halo + (z + add.plane_low[p]) * size : b.planes + p * size) + h * tile.row_pitch;
-    const int64_t first = add.plane_begin[p], count = add.plane_begin[p + 1] - first;
-    const int64_t *low = add.low + first, *high = add.high + first;
-    int64_t i = 0;
-    for (; i + 3 * kLanes < width; i += 4 * kLanes) add_columns<4>(low, high, count, row + i, to + i, next);
-    for (; i + kLanes < width; i += 2 * kLanes) add_columns<2>(low, high, count, row + i, to + i, next);
-    if (i < width) add_columns<1>(low, high, count, row + i, to + i, next);
-    to += count * next;
-  }
+  add_row(add.low, add.high, paired, width, b.planes + h * tile.row_pitch, to, next);
+  add_row(add.low + paired, add.high + paired, add.sums - paired, width, centre, to + paired * next, next);
 }
 
 // The rows from `row` up to `end`, which becomes the next bucket's first.
@@ -260,7 +260,13 @@ template <typename T>
 void ring_rows(const Call& call, const TilePlace& at, const HaloMap& map, int64_t channel, int64_t channels,
                const float* basis, bool by_lane, const RingBuffers& b, float* to, int64_t pitch) {
   for (int64_t image = 0; image < at.images; ++image) {
-    load_halo<T>(call, at, map, image, channel, channels, b.halo);
+    const T* from = static_cast<const T*>(call.x) + (at.batch + image) * call.xs.of[0] + channel * call.xs.of[1];
+    if (call.turned) {
+      turn_sample(call, from, channels, b.turned);
+      load_halo<float>(call, at, map, b.turned, kLanes, b.halo);
+    } else {
+      load_halo<T>(call, at, map, from, channels, b.halo);
+    }
     sample_rows(call, at, basis, by_lane, b, to + image * at.image_lines() * at.line * call.tile.unit, pitch);
   }
 }

@@ -32,7 +32,7 @@ struct Stage {
 };
 
 struct StagePlaces {
-  int64_t map, halo, planes, sums, buckets, half[2];
+  int64_t map, turned, halo, planes, sums, buckets, half[2];
 };
 
 StagePlaces ask_stage(Carver& carver, const Call& call, int halves) {
@@ -40,8 +40,10 @@ StagePlaces ask_stage(Carver& carver, const Call& call, int halves) {
   const int64_t rows = round_up(call.rows, call.block);
   StagePlaces at{};
   at.map = carver.ask(2 * (tile.halo[0] * tile.halo[1] + tile.halo[2]));
+  const Axis* axis = call.shape.axis;
+  at.turned = carver.ask(call.turned ? axis[0].in * axis[1].in * axis[2].in * tile.unit : 0);
   at.halo = carver.ask(tile.halo[0] * tile.halo[1] * tile.row_pitch);
-  at.planes = carver.ask(call.shape.axis[0].kernel > 1 ? call.add.planes * tile.halo[1] * tile.row_pitch : 0);
+  at.planes = carver.ask(call.add.planes * tile.halo[1] * tile.row_pitch);
   at.sums = carver.ask(call.add.sums * tile.sum_step);
   at.buckets = carver.ask(call.add.buckets * kBucketRun);
   for (int i = 0; i < halves; ++i) at.half[i] = carver.ask(rows * (tile.pitch * tile.unit + kLanes));
@@ -49,7 +51,7 @@ StagePlaces ask_stage(Carver& carver, const Call& call, int halves) {
 }
 
 Stage stage_at(const Call& call, const StagePlaces& at, float* memory) {
-  return {{memory + at.halo, memory + at.planes, memory + at.sums, memory + at.buckets},
+  return {{memory + at.turned, memory + at.halo, memory + at.planes, memory + at.sums, memory + at.buckets},
           reinterpret_cast<int64_t*>(memory + at.map),
           {memory + at.half[0], memory + at.half[1]},
           call.tile.pitch * call.tile.unit + kLanes};

@@ -36,12 +36,13 @@ struct TileShape {
 
 // The additions: mirrored planes, then mirrored columns (pair sums, kept for `sum_rows` rows), then rows into buckets.
 struct AddProgram {
-  int planes;                  // pairs of mirrored planes, the centre one alone
-  const int64_t* plane_low;    // (planes) first halo plane, from that of the first tap
-  const int64_t* plane_high;   // (planes) its mirror image; the same for the centre
-  const int64_t* plane_begin;  // (planes + 1) range of each plane in `low`
-  const int64_t* low;          // (sums) offset of the left tap in a halo row
-  const int64_t* high;         // (sums) the right one; the same for the centre
+  int planes;                 // pairs of mirrored planes
+  const int64_t* plane_low;   // (planes) first halo plane, from that of the first tap
+  const int64_t* plane_high;  // (planes) its mirror image
+  int64_t centre;             // the plane without one
+  int64_t plane_sums;         // sums of columns of paired planes, which come first; the others are of the centre plane
+  const int64_t* low;         // (sums) offset of the left tap in a row of the centre plane, or of the first plane pair
+  const int64_t* high;        // (sums) the right one; the same for the centre
   int64_t sums;
   int buckets;
   const int64_t* begin;  // (buckets + 1) range of each bucket in `row`
@@ -55,6 +56,8 @@ struct Call {
   AddProgram add;
   const void* x;
   Strides xs;
+  bool turned;           // lane groups of channels, which lie apart in x: each sample is transposed first
+  Strides line_strides;  // of what halos are copied from: x or its transposed samples
   int64_t rows;          // basis functions per input channel; per output of a channel when depthwise
   int64_t block;         // of them, computed at a time
   const float* basis;    // (ceil(rows / block), buckets, block), depthwise: per group; null: the buckets themselves.
