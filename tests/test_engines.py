@@ -207,6 +207,25 @@ def test_threads_at_once() -> None:
     assert failures_of_threads(cases, lambda case: outputs_of(case, case.tensors(torch.float32), "cpu")) == []
 
 
+def test_kernels_run_on_the_threads_of_torchs_operators() -> None:
+    """Others would compete with those, which spin for a while after each operator."""
+    script = """
+import os, torch, radconv_ext
+torch.set_num_threads(2)
+def threads(): return len(os.listdir("/proc/self/task"))
+x, w, s = torch.randn(2, 16, 64, 64), torch.randn(16, 16, 4), radconv_ext.default_sigma(7)
+before = threads()
+torch.nn.functional.gelu(x)
+torchs = threads()
+radconv_ext.gmr_conv2d(x, w, s, engine="cpu")
+print(torchs - before, threads() - torchs)
+"""
+    if not Path("/proc/self/task").exists() or "OpenMP" not in torch.__config__.parallel_info():
+        pytest.skip("counts OpenMP's threads in Linux's /proc")
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["1", "0"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_forked_child_has_a_pool_of_its_own() -> None:
     script = """

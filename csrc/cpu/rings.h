@@ -16,12 +16,12 @@ namespace {
 
 // Vectors that a pass works on at once, when it sums up `rows` rows: so that all stay in registers.
 #if defined(__AVX512F__)
-constexpr int vectors_for(int rows) { return rows <= 6 ? 4 : 3; }
+constexpr int vectors_for(int rows) { return rows == 1 ? 8 : rows <= 6 ? 4 : 3; }
 #else
 constexpr int vectors_for(int rows) { return rows <= 2 ? 4 : 2; }
 #endif
 
-constexpr int64_t kBucketRun = 4 * kLanes;
+constexpr int64_t kBucketRun = 8 * kLanes;
 
 struct RingBuffers {
   float* turned;  // a sample's lane group, its channels together
@@ -39,10 +39,10 @@ inline void add_columns(const int64_t* lows, const int64_t* highs, int64_t count
     const float* low = row + lows[s];
     const float* high = row + highs[s];
     if (low == high) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) store(to + v * kLanes, load(low + v * kLanes));
     } else {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) store(to + v * kLanes, load(low + v * kLanes) + load(high + v * kLanes));
     }
   }
@@ -84,11 +84,11 @@ void add_pairs(const Call& call, const TilePlace& at, int64_t z, int64_t h, int6
 // The rows from `row` up to `end`, which becomes the next bucket's first.
 template <int V>
 inline void sum_bucket(const int64_t*& row, const int64_t* end, const float* sums, Vec (&total)[V]) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int v = 0; v < V; ++v) total[v] = row < end ? load(sums + *row + v * kLanes) : Vec{};
   for (row += row < end; row < end; ++row) {
     const float* from = sums + *row;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) total[v] += load(from + v * kLanes);
   }
 }
@@ -100,7 +100,7 @@ void bucket_rows(const AddProgram& add, const int64_t* row, const float* sums, f
   for (int s = 0, buckets = add.buckets; s < buckets; ++s) {
     Vec total[V];
     sum_bucket<V>(row, first + begin[s + 1], sums, total);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) store(to + s * pitch + v * kLanes, total[v]);
   }
 }
@@ -115,13 +115,13 @@ void basis_rows(const AddProgram& add, const int64_t* row, const float* source, 
   Vec sum[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sum[r][v] = Vec{};
   const int64_t *first = row, *begin = add.begin;
   for (int s = 0, buckets = add.buckets; s < buckets; ++s) {
     Vec total[V];
     if constexpr (from == From::kBuckets) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) total[v] = load(source + s * source_pitch + v * kLanes);
     } else {
       sum_bucket<V>(row, first + begin[s + 1], source, total);
@@ -130,54 +130,40 @@ void basis_rows(const AddProgram& add, const int64_t* row, const float* source, 
     for (int r = 0; r < R; ++r) {
       if constexpr (from == From::kSumsByLane) {
         const Vec factor = load(basis + s * kLanes);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sum[r][v] += factor * total[v];
       } else {
         const float factor = basis[s * R + r];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int v = 0; v < V; ++v) sum[r][v] += factor * total[v];
       }
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) store(to + r * pitch + v * kLanes, sum[r][v]);
 }
 
-template <int R, From from>
+// A line by V vectors at a time, its end by fewer.  Whole vectors: what runs over a line's end is overwritten by the
+// next line, which comes later.
+template <int R, From from, int V = vectors_for(R)>
 void basis_line(const AddProgram& add, const int64_t* row, int64_t width, const float* source, int64_t source_pitch,
                 const float* basis, float* to, int64_t pitch) {
-  constexpr int kMost = vectors_for(R);
-  // whole vectors: what runs over a line's end is overwritten by the next line, which comes later
-  for (int64_t i = 0; i < width; i += kMost * kLanes) {
-    const int64_t vectors = ceil_div(width - i, kLanes);
-    if (vectors >= kMost)
-      basis_rows<R, kMost, from>(add, row, source + i, source_pitch, basis, to + i, pitch);
-    else if (vectors == 3)
-      basis_rows < R, kMost<3 ? kMost : 3, from>(add, row, source + i, source_pitch, basis, to + i, pitch);
-    else if (vectors == 2)
-      basis_rows<R, 2, from>(add, row, source + i, source_pitch, basis, to + i, pitch);
-    else
-      basis_rows<R, 1, from>(add, row, source + i, source_pitch, basis, to + i, pitch);
-  }
+  int64_t i = 0;
+  for (; i + (V - 1) * kLanes < width; i += V * kLanes)
+    basis_rows<R, V, from>(add, row, source + i, source_pitch, basis, to + i, pitch);
+  if constexpr (V > 1)
+    if (i < width) basis_line<R, from, V / 2>(add, row, width - i, source + i, source_pitch, basis, to + i, pitch);
 }
 
+template <int V = vectors_for(1)>
 void bucket_line(const AddProgram& add, const int64_t* row, int64_t width, const float* sums, float* to,
                  int64_t pitch) {
-  for (int64_t i = 0; i < width; i += 4 * kLanes) switch (ceil_div(width - i, kLanes)) {
-      case 1:
-        bucket_rows<1>(add, row, sums + i, to + i, pitch);
-        break;
-      case 2:
-        bucket_rows<2>(add, row, sums + i, to + i, pitch);
-        break;
-      case 3:
-        bucket_rows<3>(add, row, sums + i, to + i, pitch);
-        break;
-      default:
-        bucket_rows<4>(add, row, sums + i, to + i, pitch);
-    }
+  int64_t i = 0;
+  for (; i + (V - 1) * kLanes < width; i += V * kLanes) bucket_rows<V>(add, row, sums + i, to + i, pitch);
+  if constexpr (V > 1)
+    if (i < width) bucket_line<V / 2>(add, row, width - i, sums + i, to + i, pitch);
 }
 
 using BasisLine = void (*)(const AddProgram&, const int64_t*, int64_t, const float*, int64_t, const float*, float*,

@@ -84,7 +84,7 @@ def choose(problem: RadialConvProblem) -> Engine:
     """The engine that the problem insists on, or the first that can serve it.
 
     Where the native CUDA engine's cost model says that the dense convolution is faster (few channels, large images),
-    that is the reference engine.
+    that is the reference engine. The CPU engine needs no such model: see benchmarks/NOTES.md.
     """
     wanted = problem.options.engine
     if wanted != "auto":
