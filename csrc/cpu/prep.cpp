@@ -85,10 +85,15 @@ Factors factorise(const RingModel& model, const Matrix& profile) {
 }
 
 void pack_rows(const Matrix& matrix, int64_t rows, int64_t columns, int64_t block, float* to) {
-  for (int64_t r = 0; r < packed_size(rows, 1, block); ++r)
+  constexpr double kNegligible = 1e-20;  // far rings: in float32 they might be denormal, which is slow
+  for (int64_t r = 0; r < packed_size(rows, 1, block); ++r) {
+    const double* row = matrix.data() + r * columns;
+    double largest = 0;
+    for (int64_t c = 0; r < rows && c < columns; ++c) largest = std::max(largest, std::abs(row[c]));
     for (int64_t c = 0; c < columns; ++c)
       to[(r / block * columns + c) * block + r % block] =
-          r < rows ? static_cast<float>(matrix[static_cast<size_t>(r * columns + c)]) : 0.0f;
+          r < rows && std::abs(row[c]) >= kNegligible * largest ? static_cast<float>(row[c]) : 0.0f;
+  }
 }
 
 GradientBasis gradient_basis(const RingModel& model, const Profile& profile, bool want_parameter) {
