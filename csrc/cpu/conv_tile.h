@@ -152,76 +152,102 @@ void store_tile(const ConvCall& call, const TilePlace& at, int64_t channel, int6
   check.report(call.nonfinite);
 }
 
+// One tile, one block of outputs, some groups.  `Parts` are those of a product of tiles.
 template <typename T, Product product, int Parts>
-void conv_tile(const ConvCall& call, int64_t task) {
-  const ConvShape& shape = call.shape;
-  const TileShape& tile = call.tile;
-  const int64_t unit = tile.unit;
-  const bool depthwise = call.mix == nullptr, by_place = unit > 1;
-  const int64_t out_first = task % call.out_blocks * call.out_block;
-  const int64_t out_count = smaller(call.out_block, shape.out_per_group - out_first);
-  const int64_t group_task = task / call.out_blocks % call.group_tasks;
-  const TilePlace at = place_of(call, task / call.out_blocks / call.group_tasks);
-
-  const int64_t outputs = depthwise && by_place ? unit : round_up(call.out_block, call.block);
-  const int64_t out_room = round_up(outputs, 96) + 16;  // whole strips of any product
-  const int64_t out_pitch = !by_place ? tile.pitch : depthwise ? unit : out_room;
-  Carver carver;
-  const StagePlaces places = ask_stage(carver, call, depthwise ? 0 : 2);
-  const int64_t panel_at = carver.ask(depthwise ? 0
-                                                : call.layout.columns(call.chunk, call.rows) * tile.pitch *
-                                                      (product == Product::kTile ? Parts : 1));
-  const int64_t out_at = carver.ask(by_place ? tile.pitch * out_pitch : out_room * out_pitch);
-  const int64_t turned_at = carver.ask(by_place != (call.ys.of[4] != 1)
-                                           ? round_up(out_room, kLanes) * tile.pitch + (out_room + tile.pitch) * kLanes
-                                           : 0);
-  float* memory = carver.memory();
-  const Stage stage = stage_at(call, places, memory);
-  float *panel = memory + panel_at, *out = memory + out_at;
-  const HaloMap map = halo_map(call, at, stage.map);
-
-  const int64_t all_groups = depthwise ? ceil_div(shape.groups, unit) : shape.groups;
-  const int64_t last = smaller((group_task + 1) * call.groups_per_task, all_groups);
-  for (int64_t g = group_task * call.groups_per_task; g < last; ++g) {
-    if (depthwise) {  // the basis rows are the outputs
-      const int64_t channels = smaller(unit, shape.groups - g * unit);
-      ring_rows<T>(call, at, map, g * unit, channels, call.basis + g * call.basis_stride, by_place, stage.rings, out,
-                   by_place ? 0 : out_pitch);
-      store_tile<T>(call, at, g * (by_place ? unit : out_count), by_place ? channels : out_count, out, out_pitch,
-                    by_place, memory + turned_at);
-      continue;
-    }
-    const int64_t lane_groups = ceil_div(shape.in_per_group, unit);
-    const int64_t chunk = ceil_div(call.chunk, 2 * unit);  // pairs of lane groups
-    const int64_t mix_columns = call.layout.columns(shape.in_per_group, call.rows);
-    const int64_t block_bytes = call.layout.block_bytes(mix_columns);
-    const int64_t mix_blocks = ceil_div(shape.out_per_group, call.layout.block);
-    for (int64_t first = 0; 2 * first < lane_groups; first += chunk) {
-      const int64_t pairs = smaller(chunk, ceil_div(lane_groups, 2) - first);
-      const int64_t channels = smaller(pairs * 2 * unit, shape.in_per_group - first * 2 * unit);
-      const int64_t panel_columns = call.layout.columns(channels, call.rows);
-      for (int64_t pair = 0; pair < pairs; ++pair) {
-        const bool alone = (first + pair) * 2 + 1 >= lane_groups;
-        for (int half = 0; half < (alone ? 1 : 2); ++half) {
-          const int64_t channel = ((first + pair) * 2 + half) * unit;
-          ring_rows<T>(call, at, map, g * shape.in_per_group + channel, smaller(unit, shape.in_per_group - channel),
-                       call.basis, false, stage.rings, stage.half[half], stage.pitch);
-        }
-        if (alone && product != Product::kFma) std::memset(stage.half[1], 0, call.rows * stage.pitch * sizeof(float));
-        pack_panel<product, Parts>(call, at, stage.half[0], alone && product == Product::kFma ? nullptr : stage.half[1],
-                                   stage.pitch, pair, panel_columns, panel);
-      }
-      if (product == Product::kTile) zero_columns<Parts>(at, pairs * call.rows * unit, panel_columns, panel);
-      const int64_t first_column = call.layout.columns(first * 2 * unit, call.rows);
-      const char* mix = static_cast<const char*>(call.mix) +
-                        (g * mix_blocks + out_first / call.layout.block) * block_bytes +
-                        call.layout.block_bytes(first_column);
-      multiply<product, Parts>(call, at, panel, panel_columns, mix, block_bytes, out_count, out, out_pitch, first > 0);
-    }
-    store_tile<T>(call, at, g * shape.out_per_group + out_first, out_count, out, out_pitch, by_place,
-                  memory + turned_at);
+class ConvTile {
+ public:
+  ConvTile(const ConvCall& call, int64_t task)
+      : call_(call),
+        at_(place_of(call, task / call.out_blocks / call.group_tasks)),
+        depthwise_(call.mix == nullptr),
+        by_place_(call.tile.unit > 1),
+        unit_(by_place_ ? kLanes : 1),
+        group_task_(task / call.out_blocks % call.group_tasks),
+        out_first_(task % call.out_blocks * call.out_block),
+        out_count_(smaller(call.out_block, call.shape.out_per_group - out_first_)) {
+    const int64_t pitch = call.tile.pitch,
+                  outputs = depthwise_ && by_place_ ? unit_ : round_up(call.out_block, call.block);
+    const int64_t room = round_up(outputs, 96) + 16;  // whole strips of any product
+    out_pitch_ = !by_place_ ? pitch : depthwise_ ? unit_ : room;
+    const bool turns = by_place_ != (call.ys.of[4] != 1);
+    Carver carver;
+    const StagePlaces places = ask_stage(carver, call, depthwise_ ? 0 : 2);
+    const int64_t columns = depthwise_ ? 0 : call.layout.columns(call.chunk, call.rows);
+    const int64_t panel = carver.ask(columns * pitch * (product == Product::kTile ? Parts : 1));
+    const int64_t out = carver.ask(by_place_ ? pitch * out_pitch_ : room * out_pitch_);
+    const int64_t turned = carver.ask(turns ? room * pitch + (room + pitch) * kLanes : 0);
+    float* memory = carver.memory();
+    stage_ = stage_at(call, places, memory);
+    panel_ = memory + panel;
+    out_ = memory + out;
+    turned_ = memory + turned;
   }
-}
+
+  void run() {
+    map_ = halo_map(call_, at_, stage_.map);
+    const int64_t all = depthwise_ ? ceil_div(call_.shape.groups, unit_) : call_.shape.groups;
+    const int64_t last = smaller((group_task_ + 1) * call_.groups_per_task, all);
+    for (int64_t g = group_task_ * call_.groups_per_task; g < last; ++g) depthwise_ ? lane_group(g) : group(g);
+  }
+
+ private:
+  // A lane group of a depthwise convolution: its basis rows are the outputs.
+  void lane_group(int64_t g) {
+    const int64_t channels = smaller(unit_, call_.shape.groups - g * unit_);
+    ring_rows<T>(call_, at_, map_, g * unit_, channels, call_.basis + g * call_.basis_stride, by_place_, stage_.rings,
+                 out_, by_place_ ? 0 : out_pitch_);
+    store_out(g * (by_place_ ? unit_ : out_count_), by_place_ ? channels : out_count_);
+  }
+
+  void group(int64_t g) {
+    const MixLayout& layout = call_.layout;
+    const int64_t pairs = ceil_div(ceil_div(call_.shape.in_per_group, unit_), 2);  // of lane groups
+    const int64_t chunk = ceil_div(call_.chunk, 2 * unit_);
+    const int64_t block_bytes = layout.block_bytes(layout.columns(call_.shape.in_per_group, call_.rows));
+    const char* mix = static_cast<const char*>(call_.mix) +
+                      (g * layout.blocks(call_.shape.out_per_group) + out_first_ / layout.block) * block_bytes;
+    for (int64_t first = 0; first < pairs; first += chunk) {
+      const int64_t columns = fill_panel(g, first, smaller(chunk, pairs - first));
+      const int64_t before = layout.columns(first * 2 * unit_, call_.rows);
+      multiply<product, Parts>(call_, at_, panel_, columns, mix + layout.block_bytes(before), block_bytes, out_count_,
+                               out_, out_pitch_, first > 0);
+    }
+    store_out(g * call_.shape.out_per_group + out_first_, out_count_);
+  }
+
+  // Basis rows of some pairs of lane groups; returns the panel's columns.
+  int64_t fill_panel(int64_t g, int64_t first, int64_t pairs) {
+    const int64_t all = call_.shape.in_per_group, begin = first * 2 * unit_;
+    const int64_t columns = call_.layout.columns(smaller(pairs * 2 * unit_, all - begin), call_.rows);
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      const int64_t channel = begin + pair * 2 * unit_;
+      const bool alone = channel + unit_ >= all;
+      for (int half = 0; half < (alone ? 1 : 2); ++half)
+        ring_rows<T>(call_, at_, map_, g * all + channel + half * unit_, smaller(unit_, all - channel - half * unit_),
+                     call_.basis, false, stage_.rings, stage_.half[half], stage_.pitch);
+      if (alone && product != Product::kFma) std::memset(stage_.half[1], 0, call_.rows * stage_.pitch * sizeof(float));
+      pack_panel<product, Parts>(call_, at_, stage_.half[0],
+                                 alone && product == Product::kFma ? nullptr : stage_.half[1], stage_.pitch, pair,
+                                 columns, panel_);
+    }
+    if (product == Product::kTile) zero_columns<Parts>(at_, pairs * call_.rows * unit_, columns, panel_);
+    return columns;
+  }
+
+  void store_out(int64_t channel, int64_t count) {
+    store_tile<T>(call_, at_, channel, count, out_, out_pitch_, by_place_, turned_);
+  }
+
+  const ConvCall& call_;
+  const TilePlace at_;
+  const bool depthwise_;
+  const bool by_place_;  // lanes are channels
+  const int64_t unit_, group_task_, out_first_, out_count_;
+  HaloMap map_;
+  Stage stage_;
+  int64_t out_pitch_;
+  float *panel_, *out_, *turned_;
+};
 
 }  // namespace
 }  // namespace radconv::cpu

@@ -1,267 +1,28 @@
-// The driver of the CPU engine: chooses tiles, writes the addition program, folds the weights, and hands tasks to the
-// kernels of the best instruction set.
+// The driver of the CPU engine: from a problem to tasks of the instruction set's kernels.
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <numeric>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#if defined(RADCONV_AMX)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 #include "../radconv.h"
+#include "isa.h"
 #include "prep.h"
 #include "thread_pool.h"
-#include "tile.h"
+#include "tiles.h"
 
 namespace radconv::cpu {
 namespace {
 
-constexpr int64_t kLargestTile = 4096;       // pixels
-constexpr int64_t kSmallestTile = 96;        // pixels; below, the halo costs more than the cache saves
-constexpr int64_t kCacheBytes = 768 * 1024;  // panel and output of a tile stay in a second-level cache
-constexpr int64_t kRingFloats = 6 * 1024;    // rows of pair sums stay in a first-level cache
-constexpr int64_t kWidestTile = 96;          // columns
-constexpr int64_t kPanelColumns = 192;       // of all channels of a panel
-constexpr int64_t kSerialFold = 60000;
-constexpr int64_t kWeightRows = 512;  // the same for the weight gradient, where packing the gradient is shared
-constexpr int64_t kOutBlock = 576;    // output channels of a task, whole blocks of any product
-constexpr int64_t kLargestCached = 8 * 1024 * 1024;  // bytes of an output
-constexpr int64_t kPlaneFloats = 12 * 1024;
-constexpr int64_t kLargestTurned = 1024;          // pixels of a sample
-constexpr double kCopyWork = 3;                   // copying a line, against adding one of pairs
-constexpr int64_t kWholeStrips = 96;              // whole blocks and strips of any product
-constexpr int64_t kChannelsPerTask = 16;          // groups are small: several make a task
-constexpr int64_t kTasks = 16;                    // wanted, so that a few threads finish together
-constexpr int64_t kWorkspace = 16 * 1024 * 1024;  // floats: partial sums of the weight gradient
-constexpr double kSerialWork = 2e5;               // multiply-adds that are not worth waking a thread for
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
-struct Isa {
-  const Kernels* kernels;
-  bool runs;
-};
-
-#if defined(RADCONV_AMX)
-// Linux hands the tile registers' state to a process that asks for it, for all its threads.
-bool may_use_amx() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return (d & kBf16) != 0 && (d & kTile) != 0 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
-#endif
-
-std::vector<Isa> isas() {
-  std::vector<Isa> list{{&kernels_baseline, true}};
-#if defined(RADCONV_X86)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  list.push_back({&kernels_avx2, avx2});
-  list.push_back({&kernels_avx512, avx512});
-#if defined(RADCONV_BF16)
-  const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  list.push_back({&kernels_avx512_bf16, bf16});
-#if defined(RADCONV_AMX)
-  list.push_back({&kernels_amx, bf16 && may_use_amx()});
-#endif
-#endif
-#endif
-  return list;
-}
-
-// The best that this machine runs, or the one that RADCONV_CPU_ISA names; an exception when it names none of them.
-const Kernels& kernels() {
-  static const Kernels* chosen = [] {
-    const char* wanted = std::getenv("RADCONV_CPU_ISA");
-    const Kernels* best = nullptr;
-    for (const Isa& isa : isas()) {
-      if (!isa.runs) continue;
-      if (wanted != nullptr && std::strcmp(wanted, isa.kernels->name) == 0) return isa.kernels;
-      best = isa.kernels;
-    }
-    if (wanted != nullptr && *wanted != '\0')
-      throw std::invalid_argument(std::string("RADCONV_CPU_ISA: expected an instruction set that was built and that ") +
-                                  "this machine runs, got '" + wanted + "'");
-    return best;
-  }();
-  return *chosen;
-}
-
-int64_t balanced(int64_t size, int64_t largest) {
-  return ceil_div(size, ceil_div(size, std::max<int64_t>(largest, 1)));
-}
-
-// The sums that a line of outputs is made of: which mirrored planes and columns are added.
-struct Sums {
-  struct One {
-    int64_t plane, column;  // of the first tap; its mirror image is as far from the other end
-  };
-  std::vector<One> all;                  // planes in order
-  std::vector<std::vector<int64_t>> of;  // (planes, columns): index of the sum, -1 where no tap needs it
-
-  Sums(const ConvShape& shape, const RingModel& model) {
-    const int64_t deep = shape.axis[0].kernel, high = shape.axis[1].kernel, wide = shape.axis[2].kernel;
-    of.assign(static_cast<size_t>((deep + 1) / 2), std::vector<int64_t>(static_cast<size_t>((wide + 1) / 2), -1));
-    for (size_t z = 0; z < of.size(); ++z)
-      for (size_t x = 0; x < of[z].size(); ++x) {
-        bool needed = false;
-        for (int64_t y = 0; y < high; ++y)
-          needed |= model.bucket[(z * static_cast<size_t>(high) + static_cast<size_t>(y)) * wide + x] >= 0;
-        if (!needed) continue;
-        of[z][x] = static_cast<int64_t>(all.size());
-        all.push_back({static_cast<int64_t>(z), static_cast<int64_t>(x)});
-      }
-  }
-};
-
-// Whether channels lie together, so that lanes are best channels: `channels` of them are worked on alike.
-int64_t lane_group(const Strides& x, int64_t channels) {
-  const int64_t lanes = kernels().lanes;
-  return x.of[1] == 1 && x.of[4] != 1 && 2 * channels >= lanes ? lanes : 1;
-}
-
-// `pixels` is the most that a tile may have.
-TileShape tile_shape(const ConvShape& shape, const Sums& sums, int64_t unit, bool even_lines, int64_t pixels) {
-  const Axis* a = shape.axis;
-  const int64_t lanes = kernels().lanes;
-  TileShape t;
-  t.unit = unit;
-  t.even_lines = even_lines;
-  t.sum_rows = (a[1].kernel - 1) * a[1].dilation + 1;
-  const bool one_line = a[0].out * a[1].out == 1;
-  const int64_t kept = t.sum_rows * static_cast<int64_t>(sums.all.size()) * unit;
-  // narrow images whole
-  const int64_t narrowest = unit == 1 || a[2].out <= lanes ? lanes : 4;
-  const int64_t widest = std::max(narrowest, std::min(kRingFloats / kept, kWidestTile));
-  t.out[2] = balanced(a[2].out, one_line ? pixels : std::min(pixels, widest));
-  if (unit == 1 && t.out[2] < a[2].out) t.out[2] = std::min(round_up(t.out[2], lanes), a[2].out);  // whole cache lines
-  const int64_t lines = std::max<int64_t>(pixels / t.out[2], 1);
-  // The shape that reads and adds up the fewest lines for one of outputs: halo lines are copied, and added in pairs
-  // anew for each plane.
-  double least = 0;
-  for (int64_t high = 1; high <= std::min(lines, a[1].out); ++high) {
-    const int64_t deep = std::min(lines / high, a[0].out);
-    const double tall = static_cast<double>((high - 1) * a[1].stride + t.sum_rows) / static_cast<double>(high);
-    const double thick = static_cast<double>((deep - 1) * a[0].stride + (a[0].kernel - 1) * a[0].dilation + 1) /
-                         static_cast<double>(deep);
-    const double work = tall * (kCopyWork * thick + static_cast<double>(sums.all.size()));
-    if (high > 1 && work > least) continue;
-    least = work;
-    t.out[1] = high;
-    t.out[0] = deep;
-  }
-  t.out[1] = balanced(a[1].out, t.out[1]);
-  t.out[0] = balanced(a[0].out, t.out[0]);
-  for (int i = 0; i < 3; ++i) {
-    t.count[i] = ceil_div(a[i].out, t.out[i]);
-    t.halo[i] = (t.out[i] - 1) * a[i].stride + (a[i].kernel - 1) * a[i].dilation + 1;
-  }
-  t.phase_pitch = ceil_div(t.halo[2], a[2].stride) * unit;
-  t.row_pitch = t.phase_pitch * a[2].stride;
-  const int64_t arrays = static_cast<int64_t>(sums.all.size());
-  t.all_sums = unit == 1 && a[1].stride == 1 && arrays * t.halo[1] * t.out[2] <= kPlaneFloats;
-  if (t.all_sums) t.sum_rows = t.halo[1];
-  t.sum_pitch = t.all_sums ? t.out[2] : round_up(t.out[2] * unit, lanes);
-  t.sum_step = round_up(t.sum_rows * t.sum_pitch, lanes) + lanes;
-  const int64_t line = even_lines ? round_up(t.out[2], 2) : t.out[2];
-  // an odd number of cache lines, so that neighbouring rows don't compete for the same place in the cache
-  const int64_t places = t.out[0] * t.out[1] * line;
-  const bool whole = t.count[0] * t.count[1] * t.count[2] == 1;
-  t.images = whole ? std::max<int64_t>(1, balanced(std::max<int64_t>(shape.batch, 1), pixels / places)) : 1;
-  t.pitch = round_up(t.images * places, kWholeStrips) + 16;
-  return t;
-}
-
-// The pixels of one tile, so that what belongs to it fits the cache and a small problem still has tasks to share.
-int64_t tile_pixels(const ConvShape& shape, int64_t bytes_per_pixel, int64_t tasks_per_tile) {
-  const int64_t by_cache = kCacheBytes / bytes_per_pixel;
-  const int64_t image = shape.axis[0].out * shape.axis[1].out * shape.axis[2].out;
-  const int64_t tiles = ceil_div(kTasks / 2, tasks_per_tile);
-  const int64_t by_tasks = ceil_div(image * std::max<int64_t>(shape.batch, 1), tiles);
-  return std::max(kSmallestTile, std::min({kLargestTile, by_cache, by_tasks}));
-}
-
-// Everything that a call points to.
-struct Program {
-  std::vector<int64_t> plane_low, plane_high, low, high, begin{0}, row;
-  int64_t centre = 0, plane_sums = 0;
-
-  Program(const ConvShape& shape, const RingModel& model, const Sums& sums, const TileShape& tile) {
-    const Axis* a = shape.axis;
-    const int64_t deep = a[0].kernel, tall = a[1].kernel, wide = a[2].kernel;
-    for (int64_t z = 0; z < deep / 2; ++z) {
-      plane_low.push_back(z * a[0].dilation);
-      plane_high.push_back((deep - 1 - z) * a[0].dilation);
-    }
-    centre = deep / 2 * a[0].dilation;
-    for (const Sums::One& sum : sums.all) {
-      const bool paired = sum.plane < deep / 2;
-      const int64_t plane = paired ? sum.plane * tile.halo[1] * tile.row_pitch : 0;
-      plane_sums += paired;
-      low.push_back(plane + column(a[2], tile, sum.column));
-      high.push_back(plane + column(a[2], tile, wide - 1 - sum.column));
-    }
-    for (int64_t phase = 0; phase < (tile.all_sums ? 1 : tile.sum_rows); ++phase)
-      for (int bucket = 0; bucket < model.buckets; ++bucket) {
-        for (size_t s = 0; s < sums.all.size(); ++s)
-          for (int64_t y = 0; y < tall; ++y) {
-            const int64_t tap = (sums.all[s].plane * tall + y) * wide + sums.all[s].column;
-            if (model.bucket[static_cast<size_t>(tap)] != bucket) continue;
-            const int64_t place = (phase + y * a[1].dilation) % tile.sum_rows;
-            row.push_back(static_cast<int64_t>(s) * tile.sum_step + place * tile.sum_pitch);
-          }
-        if (phase == 0) begin.push_back(static_cast<int64_t>(row.size()));
-      }
-  }
-
-  AddProgram view() const {
-    return {static_cast<int>(plane_low.size()),
-            plane_low.data(),
-            plane_high.data(),
-            centre,
-            plane_sums,
-            low.data(),
-            high.data(),
-            static_cast<int64_t>(low.size()),
-            static_cast<int>(begin.size()) - 1,
-            begin.data(),
-            row.data()};
-  }
-
- private:
-  static int64_t column(const Axis& axis, const TileShape& tile, int64_t tap) {
-    const int64_t h = tap * axis.dilation;
-    return h % axis.stride * tile.phase_pitch + h / axis.stride * tile.unit;
-  }
-};
-
-// Whether lanes are best channels although these lie apart: images so small that lines would leave most lanes empty.
-bool worth_turning(const ConvShape& shape, const Strides& x) {
-  const Axis* a = shape.axis;
-  const int64_t lanes = kernels().lanes, pixels = a[0].in * a[1].in * a[2].in;
-  return a[2].out <= lanes && pixels >= lanes && pixels <= kLargestTurned && 2 * shape.groups >= lanes &&
-         x.of[4] == 1 && x.of[3] == a[2].in && (a[0].in == 1 || x.of[2] == a[1].in * a[2].in);
-}
-
-// Channels of a lane group of a depthwise convolution.
-int64_t depthwise_lanes(const ConvShape& shape, const Strides& x) {
-  return worth_turning(shape, x) ? kernels().lanes : lane_group(x, shape.groups);
-}
+constexpr int64_t kPanelColumns = 192;  // of all channels of a panel
+constexpr int64_t kWeightRows = 512;    // the same for the weight gradient, where packing the gradient is shared
+constexpr int64_t kOutBlock = 576;      // output channels of a task, whole blocks of any product
+constexpr int64_t kLargestCached = 8 * 1024 * 1024;  // bytes of an output; beyond, it is stored past the caches
+constexpr int64_t kChannelsPerTask = 16;             // groups are small: several make a task
+constexpr int64_t kWorkspace = 16 * 1024 * 1024;     // floats: partial sums of the weight gradient
+constexpr double kSerialWork = 2e5;                  // multiply-adds that are not worth waking a thread for,
+constexpr int64_t kSerialFold = 60000;               // or of folding weights, and of gradients from sums
 
 void describe_input(Call& call, const ConvShape& shape, const TileShape& tile, const Program& program, const void* x,
                     const Strides& strides) {
@@ -375,7 +136,7 @@ bool conv(const ConvShape& shape, const RingModel& model, bool transpose, const 
   const int64_t unit = !depthwise     ? lane_group(x_strides, shape.in_per_group)
                        : outputs == 1 ? depthwise_lanes(shape, x_strides)
                                       : 1;
-  const Sums sums(shape, model);
+  const std::vector<Sum> sums = needed_sums(shape, model);
   bool nonfinite = false;
   ConvCall call;
   Buffer basis, mix;
@@ -450,7 +211,7 @@ bool weight_gradient(const ConvShape& shape, const RingModel& model, bool transp
   const WeightView view =
       by_lane ? WeightView{w, transpose, 1, shape.groups, 1, model.rings}
               : WeightView{w, transpose, shape.groups, shape.in_per_group, shape.out_per_group, model.rings};
-  const Sums sums(shape, model);
+  const std::vector<Sum> sums = needed_sums(shape, model);
   bool nonfinite = false;
   WeightCall call;
   const Buffer basis = shared_basis(call, gradient.basis, rows, model.buckets);
@@ -525,14 +286,5 @@ bool weight_gradient(const ConvShape& shape, const RingModel& model, bool transp
   std::copy(gradients.begin(), gradients.end(), grad_parameter);
   return true;
 }
-
-std::vector<const char*> available_isas() {
-  std::vector<const char*> names;
-  for (const Isa& isa : isas())
-    if (isa.runs) names.push_back(isa.kernels->name);
-  return names;
-}
-
-const char* current_isa() { return kernels().name; }
 
 }  // namespace radconv::cpu

@@ -6,6 +6,10 @@
 
 namespace radconv::cpu {
 
+// Hazard: of a function that is not inlined the linker keeps one copy, maybe one for an instruction set that the
+// machine lacks.  What instruction sets share is inlined in any case.
+#define RADCONV_INLINE __attribute__((always_inline))
+
 constexpr int64_t kTileRows = 16;  // of an AMX tile, each of 16 pairs of bfloat16
 constexpr int64_t kTileBytes = 1024;
 
@@ -16,7 +20,7 @@ struct WeightView {
   int64_t groups, in_per_group, out_per_group;
   int rings;
 
-  int64_t offset(int64_t group, int64_t out, int64_t in) const {
+  RADCONV_INLINE int64_t offset(int64_t group, int64_t out, int64_t in) const {
     const int64_t major = transpose ? group * in_per_group + in : group * out_per_group + out;
     const int64_t minors = transpose ? out_per_group : in_per_group;
     return (major * minors + (transpose ? out : in)) * rings;
@@ -37,19 +41,19 @@ struct MixLayout {
   int64_t parts = 1;          // bfloat16 numbers whose sum is the weight
   bool output_lanes = false;  // kTiles: outputs are a tile's columns instead of its rows
 
-  bool pairs() const { return kind != Kind::kFloats; }
+  RADCONV_INLINE bool pairs() const { return kind != Kind::kFloats; }
 
   // Columns of `channels` channels with `rows` basis functions each.
-  int64_t columns(int64_t channels, int64_t rows) const {
+  RADCONV_INLINE int64_t columns(int64_t channels, int64_t rows) const {
     const int64_t step = pairs() ? 2 * unit : unit;
     const int64_t all = (channels + step - 1) / step * rows * unit;
     return kind == Kind::kTiles ? (all + kTileRows - 1) / kTileRows * kTileRows : all;
   }
 
-  int64_t blocks(int64_t outputs) const { return (outputs + block - 1) / block; }
+  RADCONV_INLINE int64_t blocks(int64_t outputs) const { return (outputs + block - 1) / block; }
 
   // Bytes of one block of outputs.
-  int64_t block_bytes(int64_t columns) const {
+  RADCONV_INLINE int64_t block_bytes(int64_t columns) const {
     return kind == Kind::kTiles ? columns / kTileRows * parts * kTileBytes : columns * block * 4;
   }
 };
@@ -62,9 +66,9 @@ struct SumLayout {
   int64_t o_step;  // between outputs
   int64_t group;   // floats of a group
 
-  bool lanes_are_channels() const { return k_step == 1; }
+  RADCONV_INLINE bool lanes_are_channels() const { return k_step == 1; }
 
-  int64_t at(int64_t c, int64_t j, int64_t o) const {
+  RADCONV_INLINE int64_t at(int64_t c, int64_t j, int64_t o) const {
     return ((c / unit * rows + j) * unit + c % unit) * k_step + o * o_step;
   }
 };
@@ -79,7 +83,7 @@ struct FoldCall {
   MixLayout layout;
   void* to;
 
-  int64_t pitch() const { return (m + kFoldLanes - 1) / kFoldLanes * kFoldLanes; }
+  RADCONV_INLINE int64_t pitch() const { return (m + kFoldLanes - 1) / kFoldLanes * kFoldLanes; }
 };
 
 }  // namespace radconv::cpu

@@ -31,8 +31,8 @@ constexpr Product kFloat32 = Product::kFma, kBFloat16 = Product::kFma;
 void fold_task(const FoldCall& call, int64_t task) { fold_block<kBFloat16 != Product::kFma>(call, task); }
 
 void conv_task(const ConvCall& call, int64_t task) {
-  call.shape.dtype == DType::kFloat32 ? conv_tile<float, kFloat32, 3>(call, task)
-                                      : conv_tile<uint16_t, kBFloat16, 1>(call, task);
+  call.shape.dtype == DType::kFloat32 ? ConvTile<float, kFloat32, 3>(call, task).run()
+                                      : ConvTile<uint16_t, kBFloat16, 1>(call, task).run();
 }
 
 // Gradients in bfloat16 are sums of many terms: only the tensors are rounded, not the basis rows.

@@ -31,7 +31,9 @@ struct TileShape {
   int64_t sum_step;     // from one pair's sums to the next pair's
   int64_t pitch;        // places of a tile, rounded up to whole strips of any product (pixels, not floats)
 
-  int64_t tiles(int64_t batch) const { return (batch + images - 1) / images * count[0] * count[1] * count[2]; }
+  RADCONV_INLINE int64_t tiles(int64_t batch) const {
+    return (batch + images - 1) / images * count[0] * count[1] * count[2];
+  }
 };
 
 // The additions: mirrored planes, then mirrored columns (pair sums, kept for `sum_rows` rows), then rows into buckets.
@@ -101,7 +103,7 @@ struct FinishCall {
   const int64_t *ring, *function;  // (parameters)
   double* partial;                 // (tasks, parameters), zeros at first
 
-  int64_t tasks(int64_t lanes) const {
+  RADCONV_INLINE int64_t tasks(int64_t lanes) const {
     const int64_t all = layout.lanes_are_channels() ? view.in_per_group : view.out_per_group;
     return view.groups * ((all + lanes - 1) / lanes);
   }
