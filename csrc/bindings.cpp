@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/thread_pool.h"
 #include "module.h"
 #ifdef RADCONV_WITH_CUDA
 #include "cuda/bindings.h"
@@ -73,6 +74,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     for (const char* name : radconv::cpu::available_isas()) names.emplace_back(name);
     return names;
   });
+  m.def("leave_openmp", &radconv::cpu::leave_openmp);
   m.def("current_isa", [] { return std::string(radconv::cpu::current_isa()); });
 
 #ifdef RADCONV_WITH_CUDA

@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import re
 import sys
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _MODULE = f"{__package__}._C"
+_IMPORTED_BY = os.getpid()
 _RECORD = Path(__file__).with_name("_build.json")  # written by setup.py
 _NEVER_BUILT = "running from a source tree that was never built: run `pip install -e .`"
 _TRITON_DISTRIBUTIONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "pytorch-triton-xpu", "triton-windows")
@@ -89,7 +91,10 @@ def _record() -> dict[str, Any] | None:
 def _load() -> tuple[ModuleType | None, str | None]:
     """The compiled module, or None and why not."""
     try:
-        return importlib.import_module(_MODULE), None
+        module = importlib.import_module(_MODULE)
+        if os.getpid() != _IMPORTED_BY:
+            module.leave_openmp()  # forked in between, unseen by a library that was not loaded yet
+        return module, None
     except ModuleNotFoundError as error:
         if error.name != _MODULE:
             return None, f"built, but it fails to load: {error}"

@@ -48,6 +48,15 @@ inline void add_columns(const int64_t* lows, const int64_t* highs, int64_t count
   }
 }
 
+// The same, of a whole row.
+void add_row(const int64_t* lows, const int64_t* highs, int64_t count, int64_t width, const float* row, float* to,
+             int64_t next) {
+  int64_t i = 0;
+  for (; i + 3 * kLanes < width; i += 4 * kLanes) add_columns<4>(lows, highs, count, row + i, to + i, next);
+  for (; i + kLanes < width; i += 2 * kLanes) add_columns<2>(lows, highs, count, row + i, to + i, next);
+  if (i < width) add_columns<1>(lows, highs, count, row + i, to + i, next);
+}
+
 // Sums of mirrored planes, for the outputs of plane `z`: all lines at once, since a sum that is read, a few columns
 // off, right after it was written makes the reader wait.
 void add_planes(const Call& call, const TilePlace& at, int64_t z, const RingBuffers& b) {
@@ -59,15 +68,6 @@ void add_planes(const Call& call, const TilePlace& at, int64_t z, const RingBuff
     float* to = b.planes + p * size;
     for (int64_t i = 0; i < used; i += kLanes) store(to + i, load(low + i) + load(high + i));
   }
-}
-
-// The same, of a whole row.
-void add_row(const int64_t* lows, const int64_t* highs, int64_t count, int64_t width, const float* row, float* to,
-             int64_t next) {
-  int64_t i = 0;
-  for (; i + 3 * kLanes < width; i += 4 * kLanes) add_columns<4>(lows, highs, count, row + i, to + i, next);
-  for (; i + kLanes < width; i += 2 * kLanes) add_columns<2>(lows, highs, count, row + i, to + i, next);
-  if (i < width) add_columns<1>(lows, highs, count, row + i, to + i, next);
 }
 
 // Sums of mirrored columns of halo row `h`, for the outputs of plane `z`, to row `slot` of the sums.

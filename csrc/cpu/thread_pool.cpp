@@ -93,22 +93,22 @@ Pool& pool() {
   return *found;
 }
 
+std::atomic<bool> left_openmp{false};
+
 #if defined(__unix__) || defined(__APPLE__)
 // GNU's entry point of an OpenMP runtime: calls the function on each thread of a team, the caller's among them.
 using Team = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
 
-std::atomic<bool> in_forked_child{false};
+// Registered when the library is loaded: a process may use OpenMP and fork before it comes here.
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] {
+  leave_openmp();
+  current.store(nullptr);
+});
 
 // Null where there is none, or where it must not be used.
 Team openmp_team() {
-  static const Team team = [] {
-    pthread_atfork(nullptr, nullptr, [] {
-      in_forked_child.store(true);
-      current.store(nullptr);
-    });
-    return reinterpret_cast<Team>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  }();
-  return in_forked_child.load(std::memory_order_relaxed) ? nullptr : team;
+  static const Team team = reinterpret_cast<Team>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return left_openmp.load(std::memory_order_relaxed) ? nullptr : team;
 }
 #endif
 
@@ -121,6 +121,8 @@ void run(Job& job, int helpers) {
 }
 
 }  // namespace
+
+void leave_openmp() { left_openmp.store(true); }
 
 void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& task) {
   const int helpers = static_cast<int>(std::min<int64_t>(threads, count)) - 1;

@@ -14,4 +14,7 @@ namespace radconv::cpu {
 // throws is thrown here, once no task runs any more.
 void parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& task);
 
+// From now on threads of our own: for a process that was forked before this library was loaded.
+void leave_openmp();
+
 }  // namespace radconv::cpu
