@@ -213,6 +213,21 @@ CPU_CASES = [
         for layout in ("contiguous", "channels_last")
         for size in ((7, 9), (5, 4, 6))
     ),
+    *(
+        Case(
+            f"depthwise-k-{k}-{layout}",
+            (18, 37),
+            (19, 19),
+            k=k,
+            layout=layout,
+            options={"groups": 19, "padding": "same"},
+        )
+        for layout in ("contiguous", "channels_last")
+        for k in (3, 4, 5, 7, 9, 11, 13, 15, 17)
+    ),
+    Case("depthwise-square", (18, 37), (6, 6), k=7, options={"groups": 6, "circular": False}),
+    Case("depthwise-one-ring", (18, 37), (6, 6), k=7, rings=1, options={"groups": 6, "family": "banded"}),
+    Case("depthwise-circular", (18, 37), (6, 6), options={"groups": 6, "padding": "same", "padding_mode": "circular"}),
     Case("depthwise-small", (7, 7), channels=(40, 40), batch=3, k=7, options={"groups": 40, "padding": "same"}),
     Case("depthwise-small-stride", (9, 8), channels=(33, 33), options={"groups": 33, "stride": 2, "padding": 2}),
     Case("depthwise-tiny", (3, 4), channels=(33, 33), k=3, options={"groups": 33, "padding": 1}),

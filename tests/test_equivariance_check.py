@@ -361,17 +361,19 @@ def test_network_without_fault() -> None:
 @pytest.mark.parametrize(
     "planted, words",
     [
-        (nn.Conv2d(4, 4, 3, padding=1), "its dense kernel"),
-        (nn.MaxPool2d(2), "windows leave 1 of"),
-        (Positions(4, 17, 17), "`position`"),
+        (lambda: nn.Conv2d(4, 4, 3, padding=1), "its dense kernel"),
+        (lambda: nn.MaxPool2d(2), "windows leave 1 of"),
+        (lambda: Positions(4, 17, 17), "`position`"),
     ],
     ids=["conv", "pool", "positions"],
 )
-def test_planted_layer_is_named(planted: nn.Module, words: str) -> None:
-    report = check(Network(planted).eval(), SIZE, angles=())
+def test_planted_layer_is_named(planted: Callable[[], nn.Module], words: str) -> None:
+    torch.manual_seed(0)
+    fault = planted()
+    report = check(Network(fault).eval(), SIZE, angles=())
     assert not report.equivariant
     (layer,) = report.offending
-    assert (layer.name, layer.kind) == ("planted", type(planted).__name__)
+    assert (layer.name, layer.kind) == ("planted", type(fault).__name__)
     assert words in layer.reason
     assert report.between == ""
     errors = {layer.name: layer.cumulative for layer in report.layers}

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include "depthwise.h"
 #include "product.h"
 #include "stage.h"
 
@@ -194,8 +195,12 @@ class ConvTile {
   // A lane group of a depthwise convolution: its basis rows are the outputs.
   void lane_group(int64_t g) {
     const int64_t channels = smaller(unit_, call_.shape.groups - g * unit_);
-    ring_rows<T>(call_, at_, map_, g * unit_, channels, call_.basis + g * call_.basis_stride, by_place_, stage_.rings,
-                 out_, by_place_ ? 0 : out_pitch_);
+    const float* weights = call_.basis + g * call_.basis_stride;
+    if (call_.corner != nullptr)
+      depthwise_rows<T>(call_, at_, map_, g * unit_, channels, weights, stage_.rings, out_);
+    else
+      ring_rows<T>(call_, at_, map_, g * unit_, channels, weights, by_place_, stage_.rings, out_,
+                   by_place_ ? 0 : out_pitch_);
     store_out(g * (by_place_ ? unit_ : out_count_), by_place_ ? channels : out_count_);
   }
 

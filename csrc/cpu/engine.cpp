@@ -52,6 +52,20 @@ Buffer fold_weights(const WeightView& view, const Matrix& matrix, int64_t m, con
   return folded;
 }
 
+// Buckets of the taps of a kernel's first corner, its centre lines among them; none where depthwise.h doesn't serve.
+std::vector<int> depthwise_corner(const ConvShape& shape, const RingModel& model) {
+  constexpr int64_t kLargest = 15;
+  const Axis* a = shape.axis;
+  const int64_t k = a[2].kernel;
+  const bool plain = a[1].stride * a[1].dilation * a[2].stride * a[2].dilation == 1;
+  if (shape.out_per_group != 1 || a[0].kernel != 1 || a[1].kernel != k || k % 2 == 0 || k < 3 || k > kLargest || !plain)
+    return {};
+  std::vector<int> corner;
+  for (int64_t y = 0; y < (k + 1) / 2; ++y)
+    for (int64_t x = 0; x < (k + 1) / 2; ++x) corner.push_back(model.bucket[static_cast<size_t>(y * k + x)]);
+  return corner;
+}
+
 // Basis functions for all channels; none where they are the buckets themselves.
 Buffer shared_basis(Call& call, const Matrix& basis, int64_t rows, int buckets) {
   call.rows = rows;
@@ -142,7 +156,11 @@ bool conv(const ConvShape& shape, const RingModel& model, bool transpose, const 
   Buffer basis, mix;
   int64_t panel_bytes = 0;
   call.mix = nullptr;
+  call.corner = nullptr;
+  std::vector<int> corner;
   if (depthwise) {
+    corner = depthwise_corner(shape, model);
+    if (!corner.empty()) call.corner = corner.data();
     // with lanes as channels, the groups are the outputs of one group
     const WeightView lanes{w, transpose, 1, 1, shape.groups, model.rings};
     call.rows = outputs;

@@ -45,7 +45,7 @@ StagePlaces ask_stage(Carver& carver, const Call& call, int halves) {
   at.halo = carver.ask(tile.halo[0] * tile.halo[1] * tile.row_pitch);
   at.planes = carver.ask(call.add.planes * tile.halo[1] * tile.row_pitch);
   at.sums = carver.ask(call.add.sums * tile.sum_step);
-  at.buckets = carver.ask(call.add.buckets * kBucketRun);
+  at.buckets = carver.ask(call.add.buckets * kBucketRun + 64 * kLanes);  // or a depthwise kernel's corner, up to 8 x 8
   for (int i = 0; i < halves; ++i) at.half[i] = carver.ask(rows * (tile.pitch * tile.unit + kLanes));
   return at;
 }

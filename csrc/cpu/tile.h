@@ -72,6 +72,7 @@ struct Call {
 struct ConvCall : Call {
   const void* mix;  // folded weights as `layout` says, one after the other for the groups; null when depthwise
   MixLayout layout;
+  const int* corner;  // depthwise.h's problems: bucket per tap (pairs, pairs) of the kernel's first corner, -1: none
   const float* bias;
   void* y;
   Strides ys;
