@@ -82,6 +82,23 @@ HaloMap halo_map(const Call& call, const TilePlace& at, int64_t* buffer) {
   return map;
 }
 
+// The input of a tile's next halo, fetched into the second-level cache line by line while there is other work to do.
+struct Ahead {
+  const char* from;     // of the next channel, at the first column
+  const int64_t* line;  // (lines) as in HaloMap
+  int64_t lines, bytes, element;
+  int64_t fetched = 0;  // lines
+
+  // Up to `part` of `parts` of it.
+  void fetch(int64_t part, int64_t parts) {
+    for (const int64_t until = lines * part / parts; fetched < until; ++fetched)
+      for (int64_t i = 0; line[fetched] >= 0 && i < bytes; i += 64)
+        __builtin_prefetch(from + line[fetched] * element + i, 0, 2);
+  }
+};
+
+constexpr Ahead kNothingAhead{nullptr, nullptr, 0, 0, 0};
+
 // `channels` channels of one input element, the rest of the lane group zero.
 template <typename T>
 inline void copy_lanes(const T* from, int64_t channels, float* to, FiniteCheck& check) {
@@ -89,7 +106,7 @@ inline void copy_lanes(const T* from, int64_t channels, float* to, FiniteCheck& 
   copy_run(from, channels, to, check);
 }
 
-// A line whose columns are input columns as they stand.
+// A line whose columns are input columns as they stand.  `next_channel`: offset of a line to fetch besides, or 0.
 template <typename T>
 inline void load_run(const T* line, int64_t next_channel, const HaloMap& map, int64_t width, float* row,
                      FiniteCheck& check) {
@@ -99,7 +116,7 @@ inline void load_run(const T* line, int64_t next_channel, const HaloMap& map, in
   const T* from = line + map.column[map.begin];
   copy_run(from, map.end - map.begin, row + map.begin, check);
   // the same line of the next channel: too short for the machine to see it coming
-  for (int64_t i = 0; i < map.end - map.begin; i += 64 / static_cast<int64_t>(sizeof(T)))
+  for (int64_t i = 0; next_channel && i < map.end - map.begin; i += 64 / static_cast<int64_t>(sizeof(T)))
     __builtin_prefetch(from + next_channel + i, 0, 2);
 }
 
@@ -141,12 +158,21 @@ void turn_sample(const Call& call, const T* from, int64_t channels, float* to) {
   }
 }
 
-// The halo of one lane group of one sample, whose first channel is at `from`.
+// What load_halo() will read after the channel at `from`; nothing where lines aren't copied as they stand.
 template <typename T>
-void load_halo(const Call& call, const TilePlace& at, const HaloMap& map, const T* from, int64_t channels,
+Ahead ahead_of(const Call& call, const TilePlace& at, const HaloMap& map, const T* from) {
+  if (map.begin == map.end || call.tile.unit > 1) return kNothingAhead;
+  constexpr int64_t kBytes = sizeof(T);
+  return {reinterpret_cast<const char*>(from + call.xs.of[1] + map.column[map.begin]), map.line,
+          at.halo[0] * at.halo[1], (map.end - map.begin) * kBytes, kBytes};
+}
+
+// The halo of one lane group of one sample, whose first channel is at `from`.  `fetches`: the next one's lines too.
+template <typename T>
+void load_halo(const Call& call, const TilePlace& at, const HaloMap& map, const T* from, int64_t channels, bool fetches,
                float* halo) {
   const TileShape& tile = call.tile;
-  const int64_t next = call.xs.of[1];
+  const int64_t next = fetches ? call.xs.of[1] : 0;
   const bool runs = map.begin < map.end && tile.unit == 1;
   const int64_t* line = map.line;
   FiniteCheck check;

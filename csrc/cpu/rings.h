@@ -240,14 +240,19 @@ void sample_rows(const Call& call, const TilePlace& at, const float* basis, bool
   }
 }
 
-// The halo of a lane group of one sample, `channels` of them from `channel` on.
+// A sample's input from `channel` on.
 template <typename T>
-void load_sample(const Call& call, const TilePlace& at, const HaloMap& map, int64_t image, int64_t channel,
-                 int64_t channels, const RingBuffers& b) {
-  const T* from = static_cast<const T*>(call.x) + (at.batch + image) * call.xs.of[0] + channel * call.xs.of[1];
-  if (!call.turned) return load_halo<T>(call, at, map, from, channels, b.halo);
+const T* sample_at(const Call& call, const TilePlace& at, int64_t image, int64_t channel) {
+  return static_cast<const T*>(call.x) + (at.batch + image) * call.xs.of[0] + channel * call.xs.of[1];
+}
+
+// The halo of a lane group of one sample, `channels` of them from `from` on.
+template <typename T>
+void load_sample(const Call& call, const TilePlace& at, const HaloMap& map, const T* from, int64_t channels,
+                 bool fetches, const RingBuffers& b) {
+  if (!call.turned) return load_halo<T>(call, at, map, from, channels, fetches, b.halo);
   turn_sample(call, from, channels, b.turned);
-  load_halo<float>(call, at, map, b.turned, kLanes, b.halo);
+  load_halo<float>(call, at, map, b.turned, kLanes, false, b.halo);
 }
 
 // Basis rows of one lane group: row i of all places of the tile at to + i * pitch.
@@ -255,7 +260,7 @@ template <typename T>
 void ring_rows(const Call& call, const TilePlace& at, const HaloMap& map, int64_t channel, int64_t channels,
                const float* basis, bool by_lane, const RingBuffers& b, float* to, int64_t pitch) {
   for (int64_t image = 0; image < at.images; ++image) {
-    load_sample<T>(call, at, map, image, channel, channels, b);
+    load_sample<T>(call, at, map, sample_at<T>(call, at, image, channel), channels, true, b);
     sample_rows(call, at, basis, by_lane, b, to + image * at.image_lines() * at.line * call.tile.unit, pitch);
   }
 }
