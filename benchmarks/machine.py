@@ -120,9 +120,9 @@ def _best_on_card(function: Callable[[], Any]) -> float:
 
 
 def _products(device: str, best: Callable[[Callable[[], Any]], float]) -> dict[str, float]:
-    kinds = [("float32", torch.float32, False)]
+    kinds = [("float32", torch.float32, False), ("bfloat16", torch.bfloat16, False)]
     if device == "cuda":
-        kinds += [("tf32", torch.float32, True), ("float16", torch.float16, False), ("bfloat16", torch.bfloat16, False)]
+        kinds += [("tf32", torch.float32, True), ("float16", torch.float16, False)]
     n, found = 8192 if device == "cuda" else 2048, {}
     allowed = torch.backends.cuda.matmul.allow_tf32
     for name, dtype, tf32 in kinds:

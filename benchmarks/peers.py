@@ -281,6 +281,24 @@ class Unfused(Peer):
         return functional(problem, *gaussian(problem, device), self.run(problem, device))
 
 
+class Mixing(Peer):
+    """The 1x1 convolution alone, of ring maps (B, n * C, *S) that it doesn't compute."""
+
+    name = "mixing_alone"
+    label = "1x1 mixing of ring maps that are there, in torch"
+    tier = "named"
+
+    def flops(self, problem: Problem) -> float:
+        return problem.dense_flops * problem.rings / problem.kernel_size**problem.ndim
+
+    def build(self, problem: Problem, device: str) -> Work:
+        p, convolve = problem, DENSE[problem.ndim]
+        w = drawn(p, p.rings, device).reshape(p.outputs, -1, *[1] * p.ndim)
+        leaves = {"w": p.laid_out(w).requires_grad_()}
+        mix = lambda x, t: convolve(x, t["w"], groups=p.groups)
+        return Work(lambda x: mix(x, leaves), leaves, mix, p.channels * p.rings, p.outputs)
+
+
 class UnfusedCompiled(Unfused):
     name = "unfused_compiled"
     label = "the same under torch.compile"
@@ -543,6 +561,7 @@ PEERS: dict[str, Peer] = {
         NaiveGMR(),
         Unfused(),
         UnfusedCompiled(),
+        Mixing(),
         ReleasedGMR(),
         ReleasedSRE(),
         SymmConv(),

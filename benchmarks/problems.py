@@ -168,14 +168,20 @@ overhead = Suite("overhead", {"batch": 1, "channels": 1, "outputs": 1, "size": (
 quick = Suite("quick", {"channels": 32, "outputs": 32, "size": (32, 32), "modes": MODES, "peers": "all"})
 table_s2 = Suite("table-s2", {"modes": MODES})  # GMR-Conv paper, Table S2: x (2, 128, 64, 64) to 128 channels
 table_s2_tf32 = Suite("table-s2-tf32", {"devices": ("cuda",), "precision": "tf32"})
+CPU_ALONE: dict[str, Any] = {"devices": ("cpu",)}  # on a GPU in bfloat16: `on_card`
+AGAINST_DENSE: dict[str, Any] = {"peers": ("radconv_cpu", "torch_conv"), **CPU_ALONE}
+table_s2_bf16 = Suite("table-s2-bf16", {"precision": "bfloat16", **AGAINST_DENSE})
+# Beside the 1x1 convolution of n * C maps that are already there, in its fastest layout.
+MIXING: dict[str, Any] = {"layout": "channels_last", "modes": ("forward",), "peers": ("radconv_cpu", "mixing_alone")}
+mixing = Suite("mixing", MIXING | CPU_ALONE)
 paper = Suite("paper-protocol", {"devices": ("cuda",), "protocol": "paper", "peers": "all"})
 modern = Suite("table-s2-modern", {"devices": ("cuda",), "batch": 32, **HALF})
-CPU_ALONE: dict[str, Any] = {"devices": ("cpu",)}  # on a GPU in bfloat16: `on_card`
 resnet = Suite("resnet", {"batch": 32, "modes": MODES, **CPU_ALONE})
 pathology = Suite("pathology", {"batch": 24, **square(64, 224), "modes": MODES, **CPU_ALONE})
 convnext = Suite("convnext", {"batch": 8, **CPU_ALONE})
 volume = Suite("volume", {"modes": MODES, **CPU_ALONE})
 odd = Suite("odd", {"batch": 1})
+small = Suite("small", {"batch": 1, "outputs": 64, **AGAINST_DENSE})
 batch_sweep = Suite("batch-sweep")
 channel_sweep = Suite("channel-sweep", {"size": (32, 32)})
 
@@ -222,6 +228,9 @@ PROBLEMS = [
     *chain.from_iterable(  # by k, since the layers of group convolutions take long to make
         (table_s2(f"table-s2-k{k}", k, peers="all"), paper(f"paper-protocol-k{k}", k)) for k in (3, 5, 7, 9, 11)
     ),
+    *chain.from_iterable(
+        (mixing(f"mixing-k{k}", k), table_s2_bf16(f"table-s2-k{k}-cpu-bf16", k)) for k in (3, 5, 7, 9, 11)
+    ),
     *(table_s2(f"table-s2-k{k}", k) for k in (13, 15)),
     table_s2("table-s2-k9-channels-last", 9, layout="channels_last"),
     *(modern(f"batch-32-k9-{precision}", 9, precision=precision) for precision in ("float16", "tf32", "float32")),
@@ -230,6 +239,7 @@ PROBLEMS = [
     network("resnet18-w8-16x16", 4, 16, 8, quick=True),
     network("resnet18-w32-32x32", 16, 32, 32, devices=("cpu",)),
     network("resnet18-32x32", 8, 32, 64, devices=("cpu",)),
+    network("resnet18-32x32-b32", 32, 32, 64, devices=("cpu",)),
     network("resnet18-32x32-b128", 128, 32, 64, devices=("cuda",), precision="tf32", layout="channels_last"),
     network("resnet18-64x64-b128-bf16", 128, 64, 64, devices=("cuda",), **HALF),
     *on_card(CONVNEXT, batch=32),
@@ -240,6 +250,12 @@ PROBLEMS = [
     odd("odd-1x64x8x8", 5, **square(64, 8)),
     odd("odd-33x17x29x23", 9, batch=33, channels=17, outputs=31, size=(29, 23)),
     odd("odd-gray-k11", 11, channels=1, outputs=16, size=(128, 128)),
+    *(
+        small(f"small-{c}-{high}x{wide}-k{k}", k, channels=c, size=(high, wide))
+        for c in (3, 64)
+        for high, wide in ((8, 8), (7, 33), (33, 7), (32, 32))
+        for k in (3, 5, 9)
+    ),
     *(batch_sweep(f"batch-{b}-k9", 9, batch=b) for b in (1, 2, 4, 8)),
     *(channel_sweep(f"channels-{c}-k{k}", k, **square(c, 32)) for k in (3, 9) for c in (8, 16, 32, 64, 128, 256)),
     *RESNET,

@@ -95,6 +95,20 @@ def losing_line(results: Results, device: str) -> str:
     return f"Slower than dense, of all layers measured (dense / ours): {', '.join(names) or 'nothing'}."
 
 
+def mixing_table(results: Results) -> str:
+    """Ours over the mixing alone, and bfloat16 beside float32, at Table S2."""
+    mixing, half, full = (tables.of_k(results.select(suite=s)) for s in ("mixing", "table-s2-bf16", "table-s2"))
+    lines = []
+    for k in mixing or SIZES:
+        keys = ((mixing, "radconv_cpu"), (mixing, "mixing_alone"), (full, "radconv_cpu"), (half, "radconv_cpu"))
+        ours, alone, wide, narrow = (results.get("cpu", p.get(k, ""), "forward", peer) for p, peer in keys)
+        over, gain = (a and b and a["median"] / b["median"] for a, b in ((ours, alone), (wide, narrow)))
+        times = [digits(row["median"] * 1e3) if row else tables.NOT_MEASURED for row in (ours, alone, wide, narrow)]
+        lines.append(known([str(k), *times[:2], ratio(over), *times[2:], ratio(gain)]))
+    head = ["k", "ours, ms", "1x1 alone, ms", "ours / 1x1 alone", "float32, ms", "bfloat16, ms", "float32 / bfloat16"]
+    return markdown.table(head, lines)
+
+
 def peers_table(results: Results, device: str) -> str:
     """Each peer's time over the dense convolution's, at Table S2."""
     problems = tables.of_k(results.select(suite="table-s2"))
@@ -172,14 +186,14 @@ def triton_table(folder: Path) -> str:
 
 def blocks(folder: Path) -> dict[str, str]:
     """What stands between each pair of marks."""
-    cpu, passive = (results_of(folder, name, "cpu") for name in ("cpu.json", "cpu_omp_passive.json"))
+    cpu = results_of(folder, "cpu.json", "cpu")
     made: dict[str, Callable[[], str]] = {
         "speed on a CPU": lambda: main_table(cpu, "cpu"),
+        "beside the mixing alone": lambda: mixing_table(cpu),
         "peers": lambda: peers_table(cpu, "cpu"),
         "overhead": lambda: overhead_tables(cpu),
         "peak memory": lambda: memory_table(cpu),
         "networks": lambda: networks_table(cpu),
-        "speed with sleeping threads": lambda: main_table(passive, "cpu"),
         "speed on a GPU": lambda: main_table(results_of(folder, "gpu.json", "cuda"), "cuda"),
         "Triton kernels": lambda: triton_table(folder),
     }

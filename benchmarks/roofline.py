@@ -63,8 +63,8 @@ def floor(problem: Problem, mode: str, device: str, ceilings: dict[str, Any]) ->
     moved, operations, product = counts(problem, mode)
     rates = ceilings["matmul_flops"]
     flops = rates.get(problem.precision)
-    if problem.precision == "float32" and "tf32" in rates:
-        flops = max(flops, rates["tf32"] / 3)  # by three products of operands split in two
+    if problem.precision == "float32":  # or by three products of operands split in two, by six of those split in three
+        flops = max(flops, *(rates[kind] / count for kind, count in (("tf32", 3), ("bfloat16", 6)) if kind in rates), 0)
     if ceilings["fma_per_second"] is None or flops is None:
         return None
     memory = moved / ceilings["copy_bytes_per_second"]

@@ -57,6 +57,15 @@ def test_named_peers_are_live() -> None:
     assert {"radconv_cpu", "radconv_reference", "radconv_folded"} <= set(live(FLAT))
 
 
+def test_the_mixing_alone_is_a_convolution_of_ring_maps() -> None:
+    peer, rings = PEERS["mixing_alone"], FLAT.channels * FLAT.rings
+    work = peer.build(FLAT, "cpu")
+    assert (work.channels, tuple(work.parameters["w"].shape)) == (rings, (FLAT.outputs, rings, 1, 1))
+    assert peer.errors(work, FLAT, "training", "cpu", ENTIRE).keys() == {"output", "gradient of x", "gradient of w"}
+    assert max(peer.errors(work, FLAT, "training", "cpu", ENTIRE).values()) < 5e-6  # worst seen 3.6e-7
+    assert not peer.concerns(FLAT)
+
+
 def test_ring_weights_are_compared_too() -> None:
     for name in ("radconv_cpu", "naive_gmr", "unfused", "unfused_compiled"):
         work = PEERS[name].build(FLAT, "cpu")

@@ -86,6 +86,10 @@ def document(device: str = "cpu") -> dict[str, Any]:
         size = {"channels": channels, "outputs": channels, "size": [32, 32]}
         seconds = 2e-6 * channels**1.8
         found += of_suite("channel-sweep", f"channels-{channels}-k9", seconds, device, ("forward", "training"), **size)
+    for k in (3, 9):
+        for peer, seconds in (("radconv_cpu", 3e-4 * k), ("mixing_alone", 2e-4 * k)):
+            found.append(benchmark("mixing", f"mixing-k{k}", "forward", peer, seconds, device, kernel_size=k))
+        found += of_suite("table-s2-bf16", f"table-s2-k{k}-bf16", 4e-4 * k * k, device, ("forward",), kernel_size=k)
     depthwise = {"kernel_size": 3, "channels": 192, "outputs": 192, "size": [56, 56], "groups": 192, "batch": 8}
     found += of_suite("convnext", "depthwise-k3", 5e-3, device, ("forward", "training"), **depthwise)
     found += of_suite("volume", "volume-k5", 0.028, device, kernel_size=5, ndim=3, channels=32, size=[32, 32, 32])
@@ -350,6 +354,7 @@ def test_readme_tables(kept: Path) -> None:
     assert "| table-s2-k3 | 9.72 | 8.10 | **0.83** | 1.2 (released_gmr) |" in main
     assert "table-s2-k3 forward (0.83)" in " ".join(main.split("Slower than dense")[1].split())
     assert all(len(line) <= 120 for line in main.splitlines() if not line.startswith("|"))
+    assert "| 9 | 2.70 | 1.80 | 1.5 | 29.2 | 13.0 | 2.2 |" in blocks["beside the mixing alone"]
     assert "| e2_conv | 60.0 |" in blocks["peers"]
     assert "| overhead-k9 forward | 8.0 | 20.0 | 0.40 |" in blocks["overhead"]
     assert "| module-call forward | 15.0 | 13.0 | 1.2 |" in blocks["overhead"]
@@ -363,12 +368,20 @@ def test_readme_tables(kept: Path) -> None:
 def test_readme_without_results(kept: Path) -> None:
     (kept / "cpu.json").unlink()
     blocks = readme.blocks(kept)
-    for name in ("speed on a CPU", "peers", "overhead", "peak memory", "networks", "speed on a GPU"):
+    for name in (
+        "speed on a CPU",
+        "beside the mixing alone",
+        "peers",
+        "overhead",
+        "peak memory",
+        "networks",
+        "speed on a GPU",
+    ):
         lines = [line for line in blocks[name].splitlines() if line.startswith("|")]
         bodies = [
             line
             for line in lines
-            if not line.startswith(("|---", "| call", "| problem", "| time", "| training", "| network"))
+            if not line.startswith(("|---", "| call", "| k |", "| problem", "| time", "| training", "| network"))
         ]
         assert bodies, name
         for line in bodies:

@@ -168,7 +168,7 @@ class ConvTile {
         out_count_(smaller(call.out_block, call.shape.out_per_group - out_first_)) {
     const int64_t pitch = call.tile.pitch,
                   outputs = depthwise_ && by_place_ ? unit_ : round_up(call.out_block, call.block);
-    const int64_t room = round_up(outputs, 96) + 16;  // whole strips of any product
+    const int64_t room = round_up(outputs, kWholeStrips) + 16;
     out_pitch_ = !by_place_ ? pitch : depthwise_ ? unit_ : room;
     const bool turns = by_place_ != (call.ys.of[4] != 1);
     Carver carver;

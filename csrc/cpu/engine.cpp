@@ -15,6 +15,7 @@
 namespace radconv::cpu {
 namespace {
 
+constexpr int64_t kFew = 12;            // outputs or columns, so few that most of an AMX tile would be zeros
 constexpr int64_t kPanelColumns = 192;  // of all channels of a panel
 constexpr int64_t kWeightRows = 512;    // the same for the weight gradient, where packing the gradient is shared
 constexpr int64_t kOutBlock = 576;      // output channels of a task, whole blocks of any product
@@ -156,6 +157,7 @@ bool conv(const ConvShape& shape, const RingModel& model, bool transpose, const 
   Buffer basis, mix;
   int64_t panel_bytes = 0;
   call.mix = nullptr;
+  call.product = Product::kFma;
   call.corner = nullptr;
   std::vector<int> corner;
   if (depthwise) {
@@ -174,7 +176,9 @@ bool conv(const ConvShape& shape, const RingModel& model, bool transpose, const 
   } else {
     const Factors factors = factorise(model, profile.value);
     basis = shared_basis(call, factors.basis, factors.rows, model.buckets);
-    const Product product = shape.dtype == DType::kFloat32 ? k.float32 : k.bfloat16;
+    const bool few = std::min(outputs, shape.in_per_group * factors.rows) <= kFew;
+    const Product product = shape.dtype == DType::kBFloat16 ? k.bfloat16 : few ? Product::kFma : k.float32;
+    call.product = product;
     MixLayout& layout = call.layout;
     layout.unit = unit;
     layout.kind = product == Product::kTile   ? MixLayout::Kind::kTiles
@@ -225,13 +229,15 @@ bool weight_gradient(const ConvShape& shape, const RingModel& model, bool transp
   const bool depthwise = shape.in_per_group == 1 && shape.out_per_group == 1;
   const int64_t unit = depthwise ? depthwise_lanes(shape, x_strides) : lane_group(x_strides, shape.in_per_group);
   const bool by_lane = depthwise && unit > 1;  // then the groups are channels with an output each
-  const bool tiles = k.float32 == Product::kTile && !by_lane;
+  const bool few = std::min(shape.in_per_group * rows, shape.out_per_group) <= kFew;
+  const bool tiles = k.float32 == Product::kTile && !by_lane && !few;
   const WeightView view =
       by_lane ? WeightView{w, transpose, 1, shape.groups, 1, model.rings}
               : WeightView{w, transpose, shape.groups, shape.in_per_group, shape.out_per_group, model.rings};
   const std::vector<Sum> sums = needed_sums(shape, model);
   bool nonfinite = false;
   WeightCall call;
+  call.product = few ? Product::kFma : k.float32;
   const Buffer basis = shared_basis(call, gradient.basis, rows, model.buckets);
   const int64_t step = by_lane ? unit : std::max<int64_t>(unit, 16);
   call.chunk = std::min(std::max(step, by_lane ? step : kWeightRows / rows / step * step), view.in_per_group);
@@ -282,9 +288,15 @@ bool weight_gradient(const ConvShape& shape, const RingModel& model, bool transp
         function.push_back(j);
       }
   const int64_t parameters = static_cast<int64_t>(ring.size());
-  FinishCall finish{view,   total.get(), call.layout, grad_w == nullptr ? nullptr : to_w.data(),
-                    grad_w, parameters,  ring.data(), function.data(),
-                    nullptr};
+  FinishCall finish;
+  finish.view = view;
+  finish.sums = total.get();
+  finish.layout = call.layout;
+  finish.to_w = grad_w == nullptr ? nullptr : to_w.data();
+  finish.grad_w = grad_w;
+  finish.parameters = parameters;
+  finish.ring = ring.data();
+  finish.function = function.data();
   const int64_t tasks = finish.tasks(k.lanes);
   Matrix partial(static_cast<size_t>(tasks * parameters), 0.0);
   finish.partial = partial.data();

@@ -10,7 +10,8 @@ namespace radconv::cpu {
 // machine lacks.  What instruction sets share is inlined in any case.
 #define RADCONV_INLINE __attribute__((always_inline))
 
-constexpr int64_t kTileRows = 16;  // of an AMX tile, each of 16 pairs of bfloat16
+constexpr int64_t kWholeStrips = 96;  // whole blocks and strips of any product
+constexpr int64_t kTileRows = 16;     // of an AMX tile, each of 16 pairs of bfloat16
 constexpr int64_t kTileBytes = 1024;
 
 // w as the kernels want it.

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "../radconv.h"
-#include "tile.h"
 
 namespace radconv::cpu {
 

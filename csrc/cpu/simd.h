@@ -101,13 +101,25 @@ inline void finish_streams() {
 #endif
 }
 
+// The same of less than a vector.
+template <typename T>
+inline void copy_few(const T* from, int64_t count, float* to, FiniteCheck& check) {
+  for (int64_t i = 0; i < count; ++i) check.add(to[i] = read(from + i));
+}
+#if defined(__AVX512F__)
+template <>
+inline void copy_few(const float* from, int64_t count, float* to, FiniteCheck& check) {
+  const __mmask16 mask = static_cast<__mmask16>((1u << count) - 1);
+  const __m512 v = _mm512_maskz_loadu_ps(mask, from);
+  check.add(reinterpret_cast<Vec>(v));
+  _mm512_mask_storeu_ps(to, mask, v);
+}
+#endif
+
 // Copies a run of elements to float32.  A run that doesn't fill whole vectors ends with one that overlaps the last.
 template <typename T>
 inline void copy_run(const T* from, int64_t count, float* to, FiniteCheck& check) {
-  if (count < kLanes) {
-    for (int64_t i = 0; i < count; ++i) check.add(to[i] = read(from + i));
-    return;
-  }
+  if (count < kLanes) return copy_few(from, count, to, check);
   for (int64_t i = 0; i < count; i += kLanes) {
     const int64_t at = smaller(i, count - kLanes);
     const Vec v = load_as_float(from + at);

@@ -31,14 +31,23 @@ constexpr Product kFloat32 = Product::kFma, kBFloat16 = Product::kFma;
 void fold_task(const FoldCall& call, int64_t task) { fold_block<kBFloat16 != Product::kFma>(call, task); }
 
 void conv_task(const ConvCall& call, int64_t task) {
-  call.shape.dtype == DType::kFloat32 ? ConvTile<float, kFloat32, 3>(call, task).run()
-                                      : ConvTile<uint16_t, kBFloat16, 1>(call, task).run();
+  if (call.shape.dtype != DType::kFloat32)
+    ConvTile<uint16_t, kBFloat16, 1>(call, task).run();
+  else if (call.product == kFloat32)
+    ConvTile<float, kFloat32, 3>(call, task).run();
+  else
+    ConvTile<float, Product::kFma, 3>(call, task).run();
 }
 
 // Gradients in bfloat16 are sums of many terms: only the tensors are rounded, not the basis rows.
 void weight_task(const WeightCall& call, int64_t task) {
-  call.shape.dtype == DType::kFloat32 ? WeightChunk<float, kFloat32, 3, 3>(call, task).run()
-                                      : WeightChunk<uint16_t, kFloat32, 2, 1>(call, task).run();
+  const bool full = call.shape.dtype == DType::kFloat32;
+  if (call.product == kFloat32)
+    full ? WeightChunk<float, kFloat32, 3, 3>(call, task).run()
+         : WeightChunk<uint16_t, kFloat32, 2, 1>(call, task).run();
+  else
+    full ? WeightChunk<float, Product::kFma, 3, 3>(call, task).run()
+         : WeightChunk<uint16_t, Product::kFma, 2, 1>(call, task).run();
 }
 
 }  // namespace

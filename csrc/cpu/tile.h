@@ -52,6 +52,13 @@ struct AddProgram {
                          // sum_rows; (1, summands) where all sums are kept
 };
 
+// How to multiply.
+enum class Product {
+  kFma,   // float32 vectors
+  kPair,  // pairs of bfloat16 to float32
+  kTile,  // AMX: tiles of 16 x 32 bfloat16; float32 as the sum of three
+};
+
 struct Call {
   ConvShape shape;
   TileShape tile;
@@ -66,6 +73,7 @@ struct Call {
                          // Depthwise in lane groups: (ceil(groups / unit), buckets, unit)
   int64_t basis_stride;  // between groups (depthwise: lane groups); 0 when shared
   int64_t chunk;         // input channels per panel: whole pairs of lane groups, or all
+  Product product;       // unless depthwise
   bool* nonfinite;       // set, by any thread, by NaN or Inf in x, the gradient or a result
 };
 
@@ -110,20 +118,13 @@ struct FinishCall {
   }
 };
 
-// How an instruction set multiplies.
-enum class Product {
-  kFma,   // float32 vectors
-  kPair,  // pairs of bfloat16 to float32
-  kTile,  // AMX: tiles of 16 x 32 bfloat16; float32 as the sum of three
-};
-
 // One instruction set's kernels.
 struct Kernels {
   const char* name;
-  int lanes;  // floats per vector
-  int rows;   // MR: rows of a register block
-  int strip;  // NR: columns of a register block, lanes * vectors
-  Product float32, bfloat16;
+  int lanes;                                              // floats per vector
+  int rows;                                               // MR: rows of a register block
+  int strip;                                              // NR: columns of a register block, lanes * vectors
+  Product float32, bfloat16;                              // the fastest product of large problems
   void (*fold_task)(const FoldCall& call, int64_t task);  // one block of outputs of one group
   void (*conv_task)(const ConvCall& call, int64_t task);
   void (*weight_task)(const WeightCall& call, int64_t task);

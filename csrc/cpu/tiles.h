@@ -8,8 +8,7 @@
 
 namespace radconv::cpu {
 
-constexpr int64_t kWholeStrips = 96;  // whole blocks and strips of any product
-constexpr int64_t kTasks = 16;        // wanted, so that a few threads finish together
+constexpr int64_t kTasks = 16;  // wanted, so that a few threads finish together
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }

@@ -103,7 +103,8 @@ class WeightChunk {
     depth_ = lane_groups_ * rows_ * unit_;
     sums_ = call.sums + (split_ * groups + group_) * call.layout.group + call.layout.at(first_, 0, 0);
 
-    const int64_t pitch = call.tile.pitch, outputs = round_up(smaller(call.grad_block, call.shape.out_per_group), 96);
+    const int64_t pitch = call.tile.pitch;
+    const int64_t outputs = round_up(smaller(call.grad_block, call.shape.out_per_group), kWholeStrips);
     grad_pitch_ = outputs + kLanes;
     Carver carver;
     const StagePlaces places = ask_stage(carver, call, direct_ ? 0 : 1);
