@@ -58,7 +58,7 @@ def counts(problem: Problem, mode: str) -> tuple[float, float, float]:
 def floor(problem: Problem, mode: str, device: str, ceilings: dict[str, Any]) -> dict[str, float] | None:
     """Seconds; None where a rate was not measured.
 
-    On a GPU the three go on beside each other.  On a CPU sums and product share the vector units.
+    On a GPU the three go on beside each other.  On a CPU a thread makes sums and product one after the other.
     """
     moved, operations, product = counts(problem, mode)
     rates = ceilings["matmul_flops"]
