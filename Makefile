@@ -27,7 +27,7 @@ demo: $(STAMPS)/demo $(STAMPS)/install
 	$(BIN)/python -m radconv_ext demo
 
 test: $(STAMPS)/test $(STAMPS)/released $(STAMPS)/install emulation
-	$(BIN)/pytest -q --durations=15 -n $(or $(JOBS),2) --dist loadgroup $(SLOW) tests
+	$(BIN)/pytest -q --durations=15 -n $(or $(JOBS),2) $(SLOW) tests
 
 emulation: $(STAMPS)/test
 	$(BIN)/python tests/emulation/build.py

@@ -186,9 +186,10 @@ def triton_table(folder: Path) -> str:
 
 def blocks(folder: Path) -> dict[str, str]:
     """What stands between each pair of marks."""
-    cpu = results_of(folder, "cpu.json", "cpu")
+    cpu, avx512 = (results_of(folder, name, "cpu") for name in ("cpu.json", "cpu_avx512.json"))
     made: dict[str, Callable[[], str]] = {
         "speed on a CPU": lambda: main_table(cpu, "cpu"),
+        "speed with AVX-512": lambda: main_table(avx512, "cpu"),
         "beside the mixing alone": lambda: mixing_table(cpu),
         "peers": lambda: peers_table(cpu, "cpu"),
         "overhead": lambda: overhead_tables(cpu),

@@ -188,8 +188,9 @@ CPU_CASES = [
         for c, o in ((16, 16), (33, 50), (48, 2), (100, 130))
     ),
     Case("channels-last-large-kernel", (14, 40), channels=(20, 20), k=13, layout="channels_last"),
-    Case("channels-last-strided", (13, 30), channels=(34, 8), layout="channels_last", options={"stride": (2, 3)}),
-    Case("channels-last-dilated", (13, 30), channels=(34, 8), layout="channels_last", options={"dilation": (3, 2)}),
+    Case("channels-last-strided", (13, 30), channels=(34, 20), layout="channels_last", options={"stride": (2, 3)}),
+    Case("channels-last-dilated", (13, 30), channels=(34, 20), layout="channels_last", options={"dilation": (3, 2)}),
+    Case("channels-last-few-outputs", (9, 10), channels=(40, 5), layout="channels_last"),
     Case("channels-last-groups", (9, 10), channels=(64, 40), layout="channels_last", options={"groups": 2}),
     Case("channels-last-volume", (5, 6, 7), channels=(40, 20), layout="channels_last", options={"padding": 2}),
     Case(
@@ -226,6 +227,9 @@ CPU_CASES = [
         for k in (3, 4, 5, 7, 9, 11, 13, 15, 17)
     ),
     Case("depthwise-square", (18, 37), (6, 6), k=7, options={"groups": 6, "circular": False}),
+    Case(
+        "depthwise-square-lanes", (9, 12), (37, 37), layout="channels_last", options={"groups": 37, "circular": False}
+    ),
     Case("depthwise-one-ring", (18, 37), (6, 6), k=7, rings=1, options={"groups": 6, "family": "banded"}),
     Case("depthwise-circular", (18, 37), (6, 6), options={"groups": 6, "padding": "same", "padding_mode": "circular"}),
     Case("depthwise-small", (7, 7), channels=(40, 40), batch=3, k=7, options={"groups": 40, "padding": "same"}),
@@ -233,7 +237,7 @@ CPU_CASES = [
     Case("depthwise-tiny", (3, 4), channels=(33, 33), k=3, options={"groups": 33, "padding": 1}),
     # several samples in a tile, more than one block of outputs, sums of a plane too many to be kept
     Case("samples-of-a-tile", (4, 4), channels=(70, 40), batch=21, options={"padding": "same"}),
-    Case("outputs-600", (5, 5), channels=(3, 600), k=3),
+    Case("outputs-600", (5, 5), channels=(20, 600), k=3),
     Case("large-kernel", (30, 70), channels=(3, 4), k=21, options={"padding": "same"}),
     Case("large-kernel-volume", (5, 9, 40), channels=(3, 4), k=9, options={"padding": "same"}),
     # outputs that are stored past the caches

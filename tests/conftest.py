@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 # idle OpenMP threads of torch sleep: spinning ones slow everything down when the machine is shared
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -36,6 +40,23 @@ _left_out = {
     module: names for module, names in _missing.items() if names and os.environ.get("RADCONV_TESTS_NO_INSTALL")
 }
 collect_ignore = list(_left_out)
+
+
+# Files whose tests stay in one process, since what they share takes long to make.
+TOGETHER = ("test_demo.py", "test_resources.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each process takes the next test, or file of `TOGETHER`, when it is free; pytest 9.2 ignores marks of groups."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByTest(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return file if Path(file).name in TOGETHER else nodeid
+
+    return ByTest(config, log)
 
 
 def pytest_report_header() -> list[str]:

@@ -16,7 +16,6 @@ import pytest
 import radconv_ext
 
 pytest.importorskip("triton", reason="needs triton")
-pytestmark = pytest.mark.xdist_group("resources")  # what takes half a minute is made once
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "benchmarks" / "results" / "resources.json"
