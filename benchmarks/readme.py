@@ -95,18 +95,38 @@ def losing_line(results: Results, device: str) -> str:
     return f"Slower than dense, of all layers measured (dense / ours): {', '.join(names) or 'nothing'}."
 
 
-def mixing_table(results: Results) -> str:
-    """Ours over the mixing alone, and bfloat16 beside float32, at Table S2."""
-    mixing, half, full = (tables.of_k(results.select(suite=s)) for s in ("mixing", "table-s2-bf16", "table-s2"))
+def milliseconds(row: Row | None) -> str:
+    return tables.NOT_MEASURED if row is None else digits(row["median"] * 1e3)
+
+
+def mixing_table(results: Sequence[Results]) -> str:
+    """Ours over the mixing alone, with each of two instruction sets."""
+    problems = tables.of_k(results[0].select(suite="mixing"))
     lines = []
-    for k in mixing or SIZES:
-        keys = ((mixing, "radconv_cpu"), (mixing, "mixing_alone"), (full, "radconv_cpu"), (half, "radconv_cpu"))
-        ours, alone, wide, narrow = (results.get("cpu", p.get(k, ""), "forward", peer) for p, peer in keys)
-        over, gain = (a and b and a["median"] / b["median"] for a, b in ((ours, alone), (wide, narrow)))
-        times = [digits(row["median"] * 1e3) if row else tables.NOT_MEASURED for row in (ours, alone, wide, narrow)]
-        lines.append(known([str(k), *times[:2], ratio(over), *times[2:], ratio(gain)]))
-    head = ["k", "ours, ms", "1x1 alone, ms", "ours / 1x1 alone", "float32, ms", "bfloat16, ms", "float32 / bfloat16"]
-    return markdown.table(head, lines)
+    for k in problems or SIZES:
+        cells = []
+        for found in results:
+            pair = [found.get("cpu", problems.get(k, ""), "forward", peer) for peer in ("radconv_cpu", "mixing_alone")]
+            cells += [*map(milliseconds, pair), ratio(pair[0]["median"] / pair[1]["median"] if all(pair) else None)]
+        lines.append(known([str(k), *cells]))
+    return markdown.table(["k", *under(["as above", "AVX-512"], ["ours, ms", "1x1 alone, ms", "ours / 1x1"])], lines)
+
+
+def half_table(results: Results) -> str:
+    """bfloat16 at Table S2: ours beside ours in float32, and the dense convolution in bfloat16."""
+    half, full = (tables.of_k(results.select(suite=suite)) for suite in ("table-s2-bf16", "table-s2"))
+    lines = []
+    for k in half or SIZES:
+        cells = []
+        for mode in MAIN_MODES:
+            ours, dense = (results.get("cpu", half.get(k, ""), mode, peer) for peer in ("radconv_cpu", DENSE))
+            wide = results.get("cpu", full.get(k, ""), mode, "radconv_cpu")
+            gain = wide["median"] / ours["median"] if wide and ours else None
+            speedup = ours and results.speedup(ours)
+            cells += [milliseconds(ours), ratio(gain), milliseconds(dense), ratio(speedup)]
+        lines.append(known([str(k), *cells]))
+    columns = ["ours, ms", "ours in float32 / ours", "dense, ms", "dense / ours"]
+    return markdown.table(["bfloat16, k", *under(MAIN_MODES, columns)], lines)
 
 
 def peers_table(results: Results, device: str) -> str:
@@ -190,7 +210,8 @@ def blocks(folder: Path) -> dict[str, str]:
     made: dict[str, Callable[[], str]] = {
         "speed on a CPU": lambda: main_table(cpu, "cpu"),
         "speed with AVX-512": lambda: main_table(avx512, "cpu"),
-        "beside the mixing alone": lambda: mixing_table(cpu),
+        "beside the mixing alone": lambda: mixing_table((cpu, avx512)),
+        "bfloat16": lambda: half_table(cpu),
         "peers": lambda: peers_table(cpu, "cpu"),
         "overhead": lambda: overhead_tables(cpu),
         "peak memory": lambda: memory_table(cpu),

@@ -63,10 +63,10 @@ def floor(problem: Problem, mode: str, device: str, ceilings: dict[str, Any]) ->
     moved, operations, product = counts(problem, mode)
     rates = ceilings["matmul_flops"]
     flops = rates.get(problem.precision)
-    if problem.precision == "float32":  # or by three products of operands split in two, by six of those split in three
-        flops = max(flops, *(rates[kind] / count for kind, count in (("tf32", 3), ("bfloat16", 6)) if kind in rates), 0)
     if ceilings["fma_per_second"] is None or flops is None:
         return None
+    if problem.precision == "float32":  # or by three products of operands split in two, by six of those split in three
+        flops = max([flops, *(rates[kind] / count for kind, count in (("tf32", 3), ("bfloat16", 6)) if kind in rates)])
     memory = moved / ceilings["copy_bytes_per_second"]
     rings, mixing = operations / ceilings["fma_per_second"], product / flops
     total = max(memory, rings + mixing) if device == "cpu" else max(memory, rings, mixing)

@@ -235,6 +235,12 @@ CPU_CASES = [
     Case("depthwise-small", (7, 7), channels=(40, 40), batch=3, k=7, options={"groups": 40, "padding": "same"}),
     Case("depthwise-small-stride", (9, 8), channels=(33, 33), options={"groups": 33, "stride": 2, "padding": 2}),
     Case("depthwise-tiny", (3, 4), channels=(33, 33), k=3, options={"groups": 33, "padding": 1}),
+    # enough channels for a matrix unit, just, and just not; its tiles over many tiles of pixels, strides, dilations
+    *(Case(f"outputs-{o}", (9, 10), channels=(20, o), k=3) for o in (12, 13)),
+    *(Case(f"columns-{c}", (9, 10), channels=(c, 20), k=3) for c in (6, 7)),
+    Case("many-tiles-17", (70, 130), channels=(17, 19), k=7),
+    Case("strided-17", (33, 70), channels=(17, 19), options={"stride": (2, 3), "padding": 2}),
+    Case("dilated-17", (33, 70), channels=(17, 19), options={"dilation": (3, 2), "padding": 3}),
     # several samples in a tile, more than one block of outputs, sums of a plane too many to be kept
     Case("samples-of-a-tile", (4, 4), channels=(70, 40), batch=21, options={"padding": "same"}),
     Case("outputs-600", (5, 5), channels=(20, 600), k=3),

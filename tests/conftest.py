@@ -49,6 +49,8 @@ TOGETHER = ("test_demo.py", "test_resources.py")
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Each process takes the next test, or file of `TOGETHER`, when it is free; pytest 9.2 ignores marks of groups."""
+    if config.getoption("dist") != "load":  # what -n alone means
+        return None
     from xdist.scheduler import LoadScopeScheduling
 
     class ByTest(LoadScopeScheduling):

@@ -191,7 +191,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_planted_bugs_are_caught(variants: Path) -> None:
     arguments = [argument for bug in BUGS for argument in (bug.source, str(variants / bug.id))]
-    run_script(VARIANTS_SCRIPT, *arguments, OMP_NUM_THREADS="1")
+    assert run_script(VARIANTS_SCRIPT, *arguments, OMP_NUM_THREADS="1") == ""
     found = {bug.id: (variants / bug.id / "said").read_text().strip().rpartition("\n")[2] for bug in BUGS}
     assert {bug.id: found[bug.id] for bug in BUGS if bug.shows not in found[bug.id]} == {}
 

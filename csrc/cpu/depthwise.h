@@ -99,7 +99,7 @@ template <bool ByLane, bool Disk>
 Strips strips_for(int64_t k) {
   switch (k) {
     case 3:
-      return strips<3, ByLane, Disk>;
+      return strips<3, ByLane, false>;  // a disk as it is
     case 5:
       return strips<5, ByLane, Disk>;
     case 7:

@@ -15,7 +15,7 @@
 namespace radconv::cpu {
 namespace {
 
-constexpr int64_t kFew = 12;            // outputs or columns, so few that most of an AMX tile would be zeros
+constexpr int64_t kFew = 12;            // outputs or columns, so few that AMX tiles of float32 gain nothing
 constexpr int64_t kPanelColumns = 192;  // of all channels of a panel
 constexpr int64_t kWeightRows = 512;    // the same for the weight gradient, where packing the gradient is shared
 constexpr int64_t kOutBlock = 576;      // output channels of a task, whole blocks of any product
@@ -230,7 +230,7 @@ bool weight_gradient(const ConvShape& shape, const RingModel& model, bool transp
   const int64_t unit = depthwise ? depthwise_lanes(shape, x_strides) : lane_group(x_strides, shape.in_per_group);
   const bool by_lane = depthwise && unit > 1;  // then the groups are channels with an output each
   const bool few = std::min(shape.in_per_group * rows, shape.out_per_group) <= kFew;
-  const bool tiles = k.float32 == Product::kTile && !by_lane && !few;
+  const bool tiles = k.float32 == Product::kTile && !few;
   const WeightView view =
       by_lane ? WeightView{w, transpose, 1, shape.groups, 1, model.rings}
               : WeightView{w, transpose, shape.groups, shape.in_per_group, shape.out_per_group, model.rings};

@@ -167,7 +167,7 @@ Ahead ahead_of(const Call& call, const TilePlace& at, const HaloMap& map, const 
           at.halo[0] * at.halo[1], (map.end - map.begin) * kBytes, kBytes};
 }
 
-// The halo of one lane group of one sample, whose first channel is at `from`.  `fetches`: the next one's lines too.
+// The halo of one lane group of one sample, whose first channel is at `from`.  `fetches`: the next channel's runs too.
 template <typename T>
 void load_halo(const Call& call, const TilePlace& at, const HaloMap& map, const T* from, int64_t channels, bool fetches,
                float* halo) {

@@ -101,7 +101,7 @@ inline void finish_streams() {
 #endif
 }
 
-// The same of less than a vector.
+// A run of less than a vector.
 template <typename T>
 inline void copy_few(const T* from, int64_t count, float* to, FiniteCheck& check) {
   for (int64_t i = 0; i < count; ++i) check.add(to[i] = read(from + i));

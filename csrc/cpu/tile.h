@@ -73,7 +73,7 @@ struct Call {
                          // Depthwise in lane groups: (ceil(groups / unit), buckets, unit)
   int64_t basis_stride;  // between groups (depthwise: lane groups); 0 when shared
   int64_t chunk;         // input channels per panel: whole pairs of lane groups, or all
-  Product product;       // unless depthwise
+  Product product;       // in bfloat16, the convolution always takes the instruction set's
   bool* nonfinite;       // set, by any thread, by NaN or Inf in x, the gradient or a result
 };
 

@@ -89,8 +89,8 @@ class WeightChunk {
       : call_(call),
         by_place_(call.tile.unit > 1),
         by_lane_(by_place_ && call.shape.in_per_group == 1 && call.shape.out_per_group == 1),
-        dots_(by_lane_ || (!by_place_ && call.shape.out_per_group < 4)),
-        direct_(!by_place_ && (!kTiles || dots_)),
+        dots_(!kTiles && (by_lane_ || (!by_place_ && call.shape.out_per_group < 4))),
+        direct_(!kTiles && !by_place_),
         unit_(by_place_ ? kLanes : 1),
         rows_(call.rows) {
     const int64_t groups = by_lane_ ? 1 : call.shape.groups;
@@ -109,7 +109,7 @@ class WeightChunk {
     Carver carver;
     const StagePlaces places = ask_stage(carver, call, direct_ ? 0 : 1);
     const int64_t depth = by_lane_ ? 0 : round_up(ceil_div(call.chunk, unit_) * rows_ * unit_ + call.block, 16);
-    const int64_t panel = carver.ask(direct_ || !kTiles ? depth * pitch : depth * pitch * PanelParts / 2);
+    const int64_t panel = carver.ask(!kTiles ? depth * pitch : depth * pitch * PanelParts / 2);
     const int64_t grad = carver.ask(dots_     ? pitch * kLanes
                                     : !kTiles ? pitch * grad_pitch_
                                               : outputs * pitch * GradParts / 2);
@@ -156,7 +156,7 @@ class WeightChunk {
       }
     }
     // rows that fill up the last tile
-    if (kTiles && !direct_ && !by_place_)
+    if (kTiles && !by_place_)
       for (int64_t k = depth_; k % 16; ++k)
         for (int64_t part = 0; part < steps_ * PanelParts; ++part)
           std::memset(tile(panel_, k / 16, 0, PanelParts) + part * kTileBytes + k % 16 * 64, 0, 64);
@@ -238,7 +238,7 @@ class WeightChunk {
   const WeightCall& call_;
   const bool by_place_;  // lanes are channels
   const bool by_lane_;   // each channel has one output of its own: sums are made lane by lane
-  const bool dots_;      // too few outputs for lanes: each sum is a dot product over the places
+  const bool dots_;      // too few outputs for lanes (and tiles): each sum is a dot product over the places
   const bool direct_;    // basis rows are the panel's rows
   const int64_t unit_, rows_;
   int64_t group_, split_, first_, channels_, lane_groups_, depth_, grad_pitch_;
