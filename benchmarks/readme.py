@@ -109,7 +109,8 @@ def mixing_table(results: Sequence[Results]) -> str:
             pair = [found.get("cpu", problems.get(k, ""), "forward", peer) for peer in ("radconv_cpu", "mixing_alone")]
             cells += [*map(milliseconds, pair), ratio(pair[0]["median"] / pair[1]["median"] if all(pair) else None)]
         lines.append(known([str(k), *cells]))
-    return markdown.table(["k", *under(["as above", "AVX-512"], ["ours, ms", "1x1 alone, ms", "ours / 1x1"])], lines)
+    kernels = [found.rows[-1]["machine"]["isa"] if found.rows else NOT_YET for found in results]
+    return markdown.table(["k", *under(kernels, ["ours, ms", "1x1 alone, ms", "ours / 1x1"])], lines)
 
 
 def half_table(results: Results) -> str:

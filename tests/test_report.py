@@ -354,6 +354,7 @@ def test_readme_tables(kept: Path) -> None:
     assert "| table-s2-k3 | 9.72 | 8.10 | **0.83** | 1.2 (released_gmr) |" in main
     assert "table-s2-k3 forward (0.83)" in " ".join(main.split("Slower than dense")[1].split())
     assert all(len(line) <= 120 for line in main.splitlines() if not line.startswith("|"))
+    assert "| k | avx512: ours, ms |" in blocks["beside the mixing alone"]
     unknown = " | ".join(["not measured yet"] * 3)
     assert f"| 9 | 2.70 | 1.80 | 1.5 | {unknown} |" in blocks["beside the mixing alone"]
     assert "| 9 | 13.0 | 2.2 | 32.4 | 2.5 |" in blocks["bfloat16"]
